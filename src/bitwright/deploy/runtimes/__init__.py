@@ -1,0 +1,9 @@
+"""The runtimes that serve written files."""
+
+from __future__ import annotations
+
+from bitwright.lookup import Row
+
+RUNTIMES: dict[str, Row] = {
+    "onnxruntime": Row("bitwright.deploy.runtimes.onnxruntime:OnnxRuntime", "ONNX Runtime, CPU execution provider"),
+}

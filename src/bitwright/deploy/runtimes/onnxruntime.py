@@ -1,0 +1,83 @@
+"""ONNX Runtime on the CPU: run a file, and say which kernels it really uses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from bitwright.errors import InputError
+from bitwright.execute.observe import session_of
+
+#: Ops that only move data between layouts; how many the runtime inserts depends on what is probed.
+LAYOUT_OPS = {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
+
+
+class OnnxRuntime:
+    """One file, loaded.
+
+    Args:
+        model: path of a file, or a serialized model.
+        threads: threads within an op; 0 for one a core.
+        outputs: names of what `run` returns; the graph's outputs if empty.
+        precise: on processors without VNNI, use the slower kernels whose products do not saturate.
+    """
+
+    name = "onnxruntime"
+    version = ort.__version__
+
+    def __init__(
+        self, model: str | Path | bytes, threads: int = 0, outputs: Sequence[str] = (), *, precise: bool = False
+    ) -> None:
+        where = "model" if isinstance(model, bytes) else str(model)
+        try:
+            self.session = session_of(model if isinstance(model, bytes) else str(model), threads, precise=precise)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(where, f"ONNX Runtime {ort.__version__} cannot load it: {reason}") from error
+        self.inputs = tuple(i.name for i in self.session.get_inputs())
+        self.outputs = tuple(outputs) or tuple(o.name for o in self.session.get_outputs())
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Named inputs to named outputs."""
+        found = self.session.run(list(self.outputs), {name: inputs[name] for name in self.inputs})
+        return dict(zip(self.outputs, found, strict=True))
+
+
+def kernels(model: str | Path | bytes, *, precise: bool = False) -> dict[str, int]:
+    """How many nodes of each op the runtime executes after its own optimisations, layout moves left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "optimised.onnx")
+        session_of(model if isinstance(model, bytes) else str(model), 1, optimised_path=path, precise=precise)
+        graph = onnx.load(path, load_external_data=False).graph
+    counted = Counter(node.op_type for node in graph.node if node.op_type not in LAYOUT_OPS)
+    return dict(sorted(counted.items()))
+
+
+@cache
+def products_saturate() -> bool:
+    """Whether this machine's kernels add pairs of products in int16 and saturate there (x86-64 without VNNI).
+
+    Found by experiment: 64 products of 255 and 127 are summed, once by the usual kernel. Exact is 64 * 255 * 127 =
+    2,072,640; saturated pairs give 32 * 32,767.
+    """
+    weight = np.full((8, 64, 1, 1), 127, dtype=np.int8)
+    one, zero8, zero = np.float32(1), np.int8(0), np.uint8(0)
+    scale = np.float32(64 * 255 * 127 / 255)
+    constants = {"w": weight, "one": one, "z8": zero8, "z": zero, "s": scale}
+    node = onnx.helper.make_node("QLinearConv", ["x", "one", "z", "w", "one", "z8", "s", "z"], ["y"])
+    graph = onnx.helper.make_graph(
+        [node], "saturation",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 64, 4, 4])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [1, 8, 4, 4])],
+        [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    served = OnnxRuntime(model.SerializeToString()).run({"x": np.full((1, 64, 4, 4), 255, dtype=np.uint8)})["y"]
+    return int(served.min()) < 255

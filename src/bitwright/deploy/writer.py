@@ -1,0 +1,278 @@
+"""Write a state as an ONNX file in QDQ form whose every pair the runtime consumes.
+
+- A kernel region is DequantizeLinear -> op -> QuantizeLinear; the runtime makes one QLinear kernel of it.
+- ReLU, ReLU6 and widths below 8 bits are one integer Clip behind QuantizeLinear (rounding is monotone, so this is
+  exact), and nothing at all where the uint8 range bounds by itself.
+- What only moves codes is written directly on codes, without any pair.
+- The plan and the graph's skeleton (no weights) are embedded, so that the file alone is enough to verify it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from bitwright.deploy.graph_writer import GraphWriter
+from bitwright.deploy.names import codes_name, real_name, scale_name, unbounded_name, zero_point_name
+from bitwright.deploy.packing import PACKINGS
+from bitwright.errors import InputError
+from bitwright.execute.integer import bias_scale, code_bounds, quantized_bias
+from bitwright.graph.regions import Region
+from bitwright.pipeline import State
+from bitwright.placement.place import integer_regions
+from bitwright.plan.encoding import Encoding
+from bitwright.targets import TARGETS
+from bitwright.targets.target import OpRule, Target
+
+#: Key of the metadata entry, and the version of its form.
+METADATA_KEY, METADATA_VERSION = "bitwright", 1
+#: Constants of more elements are not repeated in the skeleton.
+SKELETON_LIMIT = 16
+#: Lowest IR version that allows operator set 21.
+IR_VERSION = 10
+
+
+def to_onnx(state: State) -> ir.Model:
+    """The integer network as a model, with plan and skeleton embedded.
+
+    Raises:
+        InputError: the state has no plan or no encodings.
+    """
+    if state.plan is None or not state.encodings:
+        raise InputError("write", "the network is not quantized", "a plan and encodings", "run a recipe first")
+    target: Target = TARGETS[state.plan.target].load()
+    return _Writer(state, target).model()
+
+
+def write(state: State, path: str | Path) -> int:
+    """Write the integer network; the file appears whole or not at all. Returns its size in bytes.
+
+    Raises:
+        InputError: the folder is missing or not writable, or the disk is full; an earlier file is left as it was.
+    """
+    data = ir.to_proto(to_onnx(state)).SerializeToString()
+    write_bytes(path, data)
+    return len(data)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to a temporary file beside `path`, then rename it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(str(path), f"cannot be written: {error.strerror}", fix="choose another --output") from error
+
+
+class _Writer:
+    def __init__(self, state: State, target: Target) -> None:
+        assert state.plan is not None
+        self.state, self.plan, self.target = state, state.plan, target
+        self.out = GraphWriter()
+        self.rules: Mapping[Region, OpRule] = integer_regions(state.model, state.plan, target)
+        self.codes: dict[str, ir.Value] = {}
+        self.real: dict[str, ir.Value] = {}
+
+    def model(self) -> ir.Model:
+        source = self.state.model
+        inputs = []
+        for value in source.graph.inputs:
+            kept = ir.Value(name=value.name, shape=value.shape, type=value.type)
+            self.real[value.name or ""] = kept
+            inputs.append(kept)
+        first = {region.op: region for region in self.rules}
+        inside = {node for region in self.rules for node in region.nodes}
+        for node in source.graph:
+            if node in first:
+                self._region(first[node])
+            elif node not in inside:
+                self._float(node)
+        outputs = [self._output(value) for value in source.graph.outputs]
+        opset = source.graph.opset_imports[""]
+        domains = {"": opset} | {d: v for d, v in source.graph.opset_imports.items() if d}
+        graph = ir.Graph(
+            inputs, outputs, nodes=self.out.nodes, initializers=list(self.out.constants.values()),
+            opset_imports=domains, name=source.graph.name or "bitwright",
+        )  # fmt: skip
+        from bitwright import __version__
+
+        return ir.Model(
+            graph, ir_version=max(IR_VERSION, source.ir_version if opset > 21 else 0), producer_name="bitwright",
+            producer_version=__version__, metadata_props={METADATA_KEY: embed(self.state)},
+        )  # fmt: skip
+
+    def _encoding(self, site: str) -> Encoding:
+        return self.state.encodings[self.plan.resolve(site)[0]]
+
+    def _scales(self, site: str) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point of an activation."""
+        root = self.plan.resolve(site)[0]
+        encoding = self.state.encodings[root]
+        return (
+            self.out.constant(scale_name(root), encoding.scale.numpy()),
+            self.out.constant(zero_point_name(root), encoding.zero_point.to(torch.uint8).numpy()),
+        )
+
+    def _codes_of(self, value: ir.Value) -> ir.Value:
+        """Codes of an activation; quantized here when it came as real values."""
+        name = value.name or ""
+        if name not in self.codes:
+            grid = self._encoding(name).spec.grid
+            self.codes[name] = self._quantize(name, self.real[name], (grid.qmin, grid.qmax))
+        return self.codes[name]
+
+    def _quantize(self, site: str, real: ir.Value, bounds: tuple[int, int]) -> ir.Value:
+        if bounds == (0, 255):
+            return self.out.node("QuantizeLinear", [real, *self._scales(site)], {}, codes_name(site))
+        free = self.out.node("QuantizeLinear", [real, *self._scales(site)], {}, unbounded_name(site))
+        return self._bound(free, bounds, codes_name(site))
+
+    def _bound(self, codes: ir.Value, bounds: tuple[int, int], name: str) -> ir.Value:
+        low, high = (self.out.constant(f"uint8/{b}", np.array(b, dtype=np.uint8)) for b in bounds)
+        return self.out.node("Clip", [codes, low, high], {}, name)
+
+    def _real_of(self, value: ir.Value) -> ir.Value:
+        """Real values of anything a float op, or the inside of a kernel, reads."""
+        name = value.name or ""
+        if value.is_initializer():
+            if name in self.state.overlay:
+                return self.out.constant(name, self.state.overlay[name].numpy())
+            return self.out.keep(value)
+        if name not in self.real:
+            self.real[name] = self.out.node(
+                "DequantizeLinear", [self.codes[name], *self._scales(name)], {}, real_name(name)
+            )
+        return self.real[name]
+
+    def _float(self, node: ir.Node) -> None:
+        """A node that stays as it is."""
+        inputs = [None if v is None else self._real_of(v) for v in node.inputs]
+        names = [v.name or "" for v in node.outputs]
+        made = self.out.nodes_of(node.op_type, inputs, node.attributes, names, node.domain)
+        for before, value in zip(node.outputs, made, strict=True):
+            value.shape, value.dtype = before.shape, before.dtype
+            self.real[before.name or ""] = value
+
+    def _region(self, region: Region) -> None:
+        site = region.output.name or ""
+        rule = self.rules[region]
+        bounds = code_bounds(region.bounds, self._encoding(site))
+        if rule.how == "kernel":
+            inputs = [self._inside(region, v) for v in region.op.inputs]
+            real = self.out.node(region.op.op_type, inputs, region.op.attributes, f"{site}/sum")
+            self.codes[site] = self._quantize(site, real, bounds)
+        elif region.op.op_type in ("Relu", "Clip"):
+            codes = self._codes_of(region.inputs[0])
+            grid = self._encoding(site).spec.grid
+            free = bounds == (grid.qmin, grid.qmax)
+            self.codes[site] = codes if free else self._bound(codes, bounds, codes_name(site))
+        else:
+            self.codes[site] = self._move(region, site)
+
+    def _inside(self, region: Region, value: ir.Value | None) -> ir.Value | None:
+        if value is None or not value.is_initializer():
+            if value is not None:
+                self._codes_of(value)
+                return self._dequantized(value)
+            return None
+        if value is region.weight:
+            return self._weight(region, value.name or "")
+        return self._bias(region, value.name or "")
+
+    def _dequantized(self, value: ir.Value) -> ir.Value:
+        """Real values made from codes, also where the real values themselves are at hand (network input)."""
+        name = value.name or ""
+        key = real_name(name)
+        made = next((v for n in self.out.nodes for v in n.outputs if v.name == key), None)
+        if made is not None:
+            return made
+        made = self.out.node("DequantizeLinear", [self.codes[name], *self._scales(name)], {}, key)
+        self.real.setdefault(name, made)
+        return made
+
+    def _weight(self, region: Region, name: str) -> ir.Value:
+        encoding = self.state.encodings[name]
+        codes = encoding.codes_of(self.state.tensor(name))
+        packing = PACKINGS[self.target.weight_packing[encoding.spec.bits]]
+        stored = packing.write(self.out, name, codes, encoding)
+        return self._constant_pair(name, stored, encoding.scale, encoding.spec.axis, zero=True)
+
+    def _bias(self, region: Region, name: str) -> ir.Value:
+        assert region.weight is not None
+        x, weight = self._encoding(region.inputs[0].name or ""), self.state.encodings[region.weight.name or ""]
+        known = self.state.encodings.get(name)
+        codes = quantized_bias(self.state.tensor(name), x, weight) if known is None else known.codes
+        assert codes is not None
+        stored = self.out.constant(name, codes.to(torch.int32).numpy())
+        return self._constant_pair(name, stored, bias_scale(x, weight), None if weight.spec.axis is None else 0)
+
+    def _constant_pair(
+        self, name: str, stored: ir.Value, scale: Tensor, axis: int | None, zero: bool = False
+    ) -> ir.Value:
+        attributes = {} if axis is None else {"axis": ir.AttrInt64("axis", axis)}
+        pair = [stored, self.out.constant(scale_name(name), scale.numpy())]
+        if zero:  # written out: without it the runtime leaves Gemm in float; not shared: its precise mode renames it
+            pair.append(self.out.constant(zero_point_name(name), np.zeros(tuple(scale.shape), dtype=np.int8)))
+        return self.out.node("DequantizeLinear", pair, attributes, real_name(name))
+
+    def _move(self, region: Region, site: str) -> ir.Value:
+        op = region.op
+        if op.op_type == "Concat":
+            inputs: list[ir.Value | None] = [self._codes_of(v) for v in op.inputs if v is not None]
+        else:
+            inputs = [self._codes_of(region.inputs[0]), *(None if v is None else self._real_of(v) for v in op.inputs[1:])]
+        if op.op_type == "Pad":
+            zero = self._scales(site)[1]
+            inputs = [*inputs[:2], zero, *inputs[3:]]
+        return self.out.node(op.op_type, inputs, op.attributes, codes_name(site))
+
+    def _output(self, value: ir.Value) -> ir.Value:
+        """A graph output keeps its name, shape and float type."""
+        name = value.name or ""
+        made = self.real.get(name)
+        if made is None:
+            made = self.out.node("DequantizeLinear", [self.codes[name], *self._scales(name)], {}, name)
+        elif made.name != name:
+            made.name = name
+        made.shape, made.dtype = value.shape, value.dtype
+        return made
+
+
+def embed(state: State) -> str:
+    """Plan and skeleton as the text of one metadata entry.
+
+    The skeleton is the normalised graph; tensors that stand in the file under their own name are left empty.
+    """
+    assert state.plan is not None
+    skeleton = state.model.clone()
+    for value in skeleton.graph.initializers.values():
+        assert value.const_value is not None
+        if value.name in state.plan.sites or value.const_value.size > SKELETON_LIMIT:
+            value.const_value = ir.tensor(np.zeros(0, dtype=np.float32), name=value.name)
+            value.shape = None
+    content: dict[str, Any] = {
+        "plan": state.plan.to_json(),
+        "skeleton": base64.b64encode(ir.to_proto(skeleton).SerializeToString()).decode(),
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(content).encode(), 9)).decode()
+    return json.dumps({"version": METADATA_VERSION, "content": packed})

@@ -1,0 +1,268 @@
+"""Program: an ONNX model as a `torch.fx.GraphModule`, in one of three modes.
+
+- float: the network as it is.
+- simulated: every quantized site is quantized and dequantized in float, with straight-through gradients; this is what
+  other toolkits call fake quantization, and what training uses.
+- integer: regions that the target runs in integers compute on codes with the target's own formulas
+  (`execute/integer.py`); what is float in the served file is float here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx, nn
+
+from bitwright.errors import InputError
+from bitwright.execute.integer import bias_scale, quantized_bias, region_kernel
+from bitwright.execute.nodes import attributes_of, op_function
+from bitwright.graph.overlay import initializer
+from bitwright.graph.regions import Region
+from bitwright.plan.encoding import Encoding
+from bitwright.plan.plan import Plan
+from bitwright.plan.spec import Derived, Shared
+
+Mode = Literal["float", "simulated", "integer"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """A model that torch can run.
+
+    Attributes:
+        module: the graph module; takes the inputs in order and returns a tuple.
+        inputs: names of the inputs.
+        outputs: names of what it returns.
+    """
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named inputs to named outputs."""
+        missing = [name for name in self.inputs if name not in inputs]
+        if missing:
+            raise InputError("inputs", f"{', '.join(missing)} missing", f"all of {', '.join(self.inputs)}")
+        return dict(zip(self.outputs, self.module(*(inputs[name] for name in self.inputs)), strict=True))
+
+
+class FakeQuantize(nn.Module):
+    """Quantize and dequantize at one site; scale and zero point are buffers."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self.spec = encoding.spec
+        self.register_buffer("scale", encoding.scale)
+        self.register_buffer("zero_point", encoding.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale: Tensor = self.scale  # type: ignore[assignment]
+        zero_point: Tensor = self.zero_point  # type: ignore[assignment]
+        return Encoding(spec=self.spec, scale=scale, zero_point=zero_point).fake_quantize(x)
+
+
+class FakeQuantizeBias(nn.Module):
+    """A bias at the scale of its region's accumulator, with a straight-through gradient."""
+
+    def __init__(self, x: Encoding, weight: Encoding) -> None:
+        super().__init__()
+        self.x, self.w = x, weight
+
+    def forward(self, bias: Tensor) -> Tensor:
+        codes = quantized_bias(bias.detach(), self.x, self.w)
+        rounded = (codes * bias_scale(self.x, self.w).double()).float()
+        return bias + (rounded - bias).detach()
+
+
+class Quantize(nn.Module):
+    """Real values to codes (uint8): the entrance of an integer region."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoding.quantize(x).to(torch.uint8)
+
+
+class Dequantize(nn.Module):
+    """Codes to real values: the exit of an integer region."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__()
+        self.encoding = encoding
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.encoding.dequantize(codes.int())
+
+
+def build(
+    model: ir.Model,
+    overlay: Mapping[str, Tensor],
+    *,
+    mode: Mode = "float",
+    plan: Plan | None = None,
+    encodings: Mapping[str, Encoding] | None = None,
+    integer: Sequence[Region] = (),
+    outputs: Sequence[str] = (),
+    codes: bool = False,
+) -> Program:
+    """Build the program of a model.
+
+    Args:
+        model: normalised model.
+        overlay: new values of initializers.
+        mode: float, simulated or integer.
+        plan: for simulated and integer.
+        encodings: `{site: encoding}`, for simulated and integer.
+        integer: regions that run in integers (`placement.integer_regions`).
+        outputs: sites to return; the graph's outputs if empty.
+        codes: return the codes of quantized sites instead of their real values (not in float mode).
+
+    Raises:
+        UnsupportedError: an op or attribute that cannot be executed.
+    """
+    builder = _Builder(model, overlay, mode, plan, dict(encodings or {}), integer)
+    for value in model.graph.inputs:
+        builder.enter(value)
+    by_first = {region.op: region for region in integer} if mode == "integer" else {}
+    inside = {node for region in by_first.values() for node in region.nodes}
+    for node in model.graph:
+        if node in by_first:
+            builder.kernel(by_first[node])
+        elif node not in inside:
+            builder.call(node)
+    names = tuple(outputs) or tuple(v.name or "" for v in model.graph.outputs)
+    return Program(module=builder.finish(names, codes), inputs=builder.inputs, outputs=names)
+
+
+class _Builder:
+    """Walks the graph once; remembers for each value the fx node of its real value and of its codes."""
+
+    def __init__(
+        self, model: ir.Model, overlay: Mapping[str, Tensor], mode: Mode, plan: Plan | None,
+        encodings: dict[str, Encoding], integer: Sequence[Region],
+    ) -> None:  # fmt: skip
+        self.model, self.overlay, self.mode, self.plan, self.encodings = model, overlay, mode, plan, encodings
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.real: dict[str, fx.Node] = {}
+        self.codes: dict[str, fx.Node] = {}
+        self.constants: dict[str, fx.Node] = {}
+        self.inputs: tuple[str, ...] = ()
+        # In simulation a copy of quantized values is on the grid already.
+        self.on_grid = {r.output.name for r in integer if r.op.op_type not in ("Conv", "Gemm", "Add")} & {
+            site for site, spec in (plan.sites.items() if plan else ()) if isinstance(spec, Shared)
+        }
+
+    def encoding(self, value: ir.Value) -> Encoding:
+        """The encoding of a site, its own or the one it shares."""
+        assert self.plan is not None
+        return self.encodings[self.plan.resolve(value.name or "")[0]]
+
+    def tensor(self, value: ir.Value) -> Tensor:
+        """The present value of an initializer."""
+        return initializer(self.model, self.overlay, value.name or "")
+
+    def bias_codes(self, value: ir.Value) -> Tensor | None:
+        """Codes of a bias that were read from a file."""
+        known = self.encodings.get(value.name or "")
+        return None if known is None else known.codes
+
+    def _quantized(self, value: ir.Value) -> bool:
+        return self.mode != "float" and self.plan is not None and self.plan.qspec(value.name or "") is not None
+
+    def _module(self, kind: str, module: nn.Module) -> str:
+        name = f"{kind}_{len(list(self.root.children()))}"
+        self.root.add_module(name, module)
+        return name
+
+    def enter(self, value: ir.Value) -> None:
+        """A graph input."""
+        self.inputs = (*self.inputs, value.name or "")
+        self.real[value.name or ""] = self._simulated(value, self.graph.placeholder(f"input_{len(self.inputs)}"))
+
+    def _simulated(self, value: ir.Value, node: fx.Node) -> fx.Node:
+        if self.mode == "simulated" and self._quantized(value) and value.name not in self.on_grid:
+            return self.graph.call_module(self._module("fake_quantize", FakeQuantize(self.encoding(value))), (node,))
+        return node
+
+    def constant(self, value: ir.Value) -> fx.Node:
+        """An initializer, fake-quantized in simulation."""
+        name = value.name or ""
+        if name not in self.constants:
+            tensor = self.tensor(value)
+            key = f"constant_{len(self.constants)}"
+            if tensor.is_floating_point():
+                self.root.register_parameter(key, nn.Parameter(tensor.clone(), requires_grad=False))
+            else:
+                self.root.register_buffer(key, tensor)
+            node = self.graph.get_attr(key)
+            spec = self.plan.sites.get(name) if self.plan and self.mode == "simulated" else None
+            if isinstance(spec, Derived):
+                assert self.plan is not None
+                pair = self.encodings[self.plan.resolve(spec.input)[0]], self.encodings[spec.weight]
+                node = self.graph.call_module(self._module("fake_quantize", FakeQuantizeBias(*pair)), (node,))
+            else:
+                node = self._simulated(value, node)
+            self.constants[name] = node
+        return self.constants[name]
+
+    def real_of(self, value: ir.Value) -> fx.Node:
+        """The fx node of a value's real numbers."""
+        name = value.name or ""
+        if value.is_initializer():
+            return self.constant(value)
+        if name not in self.real:
+            dequantize = self._module("dequantize", Dequantize(self.encoding(value)))
+            self.real[name] = self.graph.call_module(dequantize, (self.codes[name],))
+        return self.real[name]
+
+    def codes_of(self, value: ir.Value) -> fx.Node:
+        """The fx node of a value's codes."""
+        name = value.name or ""
+        if name not in self.codes:
+            quantize = self._module("quantize", Quantize(self.encoding(value)))
+            self.codes[name] = self.graph.call_module(quantize, (self.real[name],))
+        return self.codes[name]
+
+    def call(self, node: ir.Node) -> None:
+        """One op on real numbers."""
+        arguments = tuple(None if v is None else self.real_of(v) for v in node.inputs)
+        result = self.graph.call_function(op_function(node.op_type), arguments, attributes_of(node))
+        several = len(node.outputs) > 1
+        for i, value in enumerate(node.outputs):
+            part = self.graph.call_function(_item, (result, i)) if several else result
+            self.real[value.name or ""] = self._simulated(value, part)
+
+    def kernel(self, region: Region) -> None:
+        """One region on codes."""
+        module = region_kernel(region, self.encoding, self.tensor, self.bias_codes)
+        # Add reads the same value twice in `x + x`; its kernel wants both operands.
+        operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
+        arguments = tuple(self.codes_of(v) for v in operands if v is not None)
+        self.codes[region.output.name or ""] = self.graph.call_module(self._module("kernel", module), arguments)
+
+    def finish(self, outputs: Sequence[str], codes: bool) -> fx.GraphModule:
+        """The module that returns `outputs`."""
+        values = {v.name: v for n in self.model.graph for v in n.outputs} | {v.name: v for v in self.model.graph.inputs}
+        results = []
+        for name in outputs:
+            value = values[name]
+            as_codes = codes and self._quantized(value)
+            results.append(self.codes_of(value) if as_codes else self.real_of(value))
+        self.graph.output(tuple(results))
+        module = fx.GraphModule(self.root, self.graph)
+        module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
+        module.recompile()
+        return module
+
+
+def _item(values: Sequence[Tensor], index: int) -> Tensor:
+    return values[index]

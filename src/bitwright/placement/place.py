@@ -1,0 +1,261 @@
+"""Place quantizers: decide for every region whether the target runs it in integers, and for every site its format.
+
+1. A region is integer when the target has a rule for its kind and every check of the rule holds.
+2. Regions that only move codes follow their neighbours: they are integer when what they read or give is quantized.
+3. Sites joined by moved codes, or by a concat, share one encoding; they get and lose bits together.
+4. Biases are int32 at `s_x * s_w`. What is left is float, with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import onnx_ir as ir
+
+from bitwright.errors import InputError, UnsupportedError
+from bitwright.graph.regions import Region, find_regions
+from bitwright.lookup import did_you_mean
+from bitwright.placement.checks import CHECKS
+from bitwright.placement.ends import end_sites
+from bitwright.placement.overrides import Override
+from bitwright.plan.plan import Plan
+from bitwright.plan.spec import Derived, Float, QSpec, Shared, SiteSpec
+from bitwright.targets.target import OpRule, Target
+
+#: Weights of this width and less are asymmetric: a symmetric grid of few levels wastes too many of them.
+ASYMMETRIC_WEIGHT_BITS = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Placement:
+    """The plan, and for each region whether it runs in integers.
+
+    Attributes:
+        plan: what goes into the file.
+        integer: regions that run in integers, with the rule that lets them.
+        refused: reason of every other region.
+    """
+
+    plan: Plan
+    integer: Mapping[Region, OpRule] = field(default_factory=dict)
+    refused: Mapping[Region, str] = field(default_factory=dict)
+
+
+def place(
+    model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8
+) -> Placement:
+    """Place quantizers on a normalised model.
+
+    Args:
+        model: normalised, batch norm folded.
+        target: what the hardware can do.
+        overrides: in order, later ones win.
+        ends: bits of the network's ends; None for the same as everywhere.
+
+    Raises:
+        InputError: an override matches nothing, or sites that share an encoding are given different widths.
+        UnsupportedError: a width that the target lacks, or no quantizable op at all.
+    """
+    regions = find_regions(model)
+    sites = _all_sites(regions)
+    matched = [_matches(o, regions, sites) for o in overrides]
+    kept = {r: o.pattern for o, found in zip(overrides, matched, strict=True) if o.keep_float for r in found.regions}
+    integer, refused = classify(regions, target, kept)
+    if not any(rule.how == "kernel" for rule in integer.values()):
+        reasons = "; ".join(f"{r.name}: {reason}" for r, reason in list(refused.items())[:3])
+        raise UnsupportedError("model", "has no quantizable op", "a convolution, gemm, add or pool", reasons)
+    root = _shared_roots(regions, integer)
+    bits = _widths(model, regions, root, overrides, matched, ends, target.widest_weight)
+    quantized = {v for r in integer for v in (*r.inputs, r.output)}
+    specs: dict[str, SiteSpec] = {}
+    by_region: dict[str, tuple[str, ...]] = {}
+    for region in regions:
+        rule = integer.get(region)
+        for value in (*region.inputs, region.output):
+            specs.setdefault(value.name or "", _activation_spec(value, quantized, root, bits, regions, refused, target))
+        for value in (region.weight, region.bias):
+            if value is not None:
+                specs[value.name or ""] = _constant_spec(region, value, rule, refused, bits, target)
+        by_region[region.name] = tuple(v.name or "" for v in (region.weight, region.bias, region.output) if v is not None)
+    plan = Plan(target=target.name, sites=specs, regions=by_region)
+    return Placement(plan=plan, integer=integer, refused=refused)
+
+
+def integer_regions(model: ir.Model, plan: Plan, target: Target) -> dict[Region, OpRule]:
+    """The regions that run in integers under a plan: those whose activations are all quantized in it."""
+    regions = find_regions(model)
+    integer, _ = classify(regions, target, {})
+    return {
+        region: rule for region, rule in integer.items()
+        if all(plan.qspec(v.name or "") is not None for v in (*region.inputs, region.output))
+        and (region.weight is None or plan.qspec(region.weight.name or "") is not None)
+    }  # fmt: skip
+
+
+def classify(
+    regions: Sequence[Region], target: Target, kept: Mapping[Region, str]
+) -> tuple[dict[Region, OpRule], dict[Region, str]]:
+    """Which regions run in integers, and why the others do not."""
+    refused: dict[Region, str] = {}
+    able: dict[Region, OpRule] = {}
+    for region in regions:
+        rule = target.rule(region.kind)
+        if region in kept:
+            refused[region] = f"kept in float by --set {kept[region]}:float"
+        elif rule is None:
+            refused[region] = f"{region.kind} has no integer kernel on {target.name}"
+        elif (reason := _first_failure(region, rule)) is not None:
+            refused[region] = f"{region.kind}: {reason}"
+        else:
+            able[region] = rule
+    quantized = {v for r, rule in able.items() if rule.how == "kernel" for v in (*r.inputs, r.output)}
+    movers = [r for r, rule in able.items() if rule.how != "kernel"]
+    while True:
+        joined = [r for r in movers if not quantized.isdisjoint((*r.inputs, r.output))]
+        if not joined:
+            break
+        quantized.update(v for r in joined for v in (*r.inputs, r.output))
+        movers = [r for r in movers if r not in joined]
+    for region in movers:
+        refused[region] = f"{region.kind} stands between float ops"
+        del able[region]
+    return able, refused
+
+
+def _first_failure(region: Region, rule: OpRule) -> str | None:
+    return next((reason for check in rule.checks if (reason := CHECKS[check](region)) is not None), None)
+
+
+def _shared_roots(regions: Sequence[Region], integer: Mapping[Region, OpRule]) -> dict[ir.Value, ir.Value]:
+    """For each value, the site whose encoding it uses (itself when it has its own)."""
+    parent: dict[ir.Value, ir.Value] = {}
+
+    def find(value: ir.Value) -> ir.Value:
+        while parent.get(value, value) is not value:
+            value = parent[value]
+        return value
+
+    for region in regions:
+        rule = integer.get(region)
+        if rule is None or rule.how == "kernel":
+            continue
+        # A concat's own range is the union of its inputs' ranges, so it speaks for the group; a copy repeats its input.
+        speaker = find(region.output) if rule.how == "join" else find(region.inputs[0])
+        for value in (*region.inputs, region.output):
+            parent[find(value)] = speaker
+    return {v: find(v) for r in regions for v in (*r.inputs, r.output)}
+
+
+@dataclass(frozen=True)
+class _Found:
+    regions: list[Region]
+    values: list[ir.Value]
+
+
+def _all_sites(regions: Iterable[Region]) -> list[ir.Value]:
+    every = [v for r in regions for v in (*r.inputs, r.weight, r.output)]
+    return list(dict.fromkeys(v for v in every if v is not None))
+
+
+def _matches(override: Override, regions: Sequence[Region], sites: Sequence[ir.Value]) -> _Found:
+    if not override.pattern:
+        return _Found([], [])
+    found = [r for r in regions if fnmatchcase(r.name, override.pattern)]
+    values = [v for v in sites if fnmatchcase(v.name or "", override.pattern)]
+    if not found and not values:
+        known = [r.name for r in regions] + [v.name or "" for v in sites]
+        raise InputError(
+            f"--set {override.pattern!r}", "matches no region and no site",
+            f"a glob of one of {len(known)} names", did_you_mean(override.pattern.rstrip("*."), known[:500]),
+        )  # fmt: skip
+    if override.keep_float:
+        found = found + [r for r in regions if r.output in values or r.weight in values]
+    return _Found(found, values)
+
+
+def _widths(
+    model: ir.Model, regions: Sequence[Region], root: Mapping[ir.Value, ir.Value], overrides: Sequence[Override],
+    matched: Sequence[_Found], ends: int | None, widest: int,
+) -> dict[ir.Value, int]:  # fmt: skip
+    """Bits of every weight and of every group of activations (by its root)."""
+    at_ends = end_sites(model, regions) if ends is not None else set()
+    weights = [r.weight for r in regions if r.weight is not None]
+    bits = dict.fromkeys(root.values(), 8) | dict.fromkeys(weights, widest)
+    for override in overrides:
+        if override.pattern:
+            continue
+        for weight in weights:
+            if override.weights and weight not in at_ends:
+                bits[weight] = override.weights
+        for value, speaker in root.items():
+            if override.activations and value is speaker:
+                bits[value] = override.activations
+    for value in at_ends:
+        if ends is not None:
+            bits[root.get(value, value)] = min(ends, widest) if value in weights else ends
+    said: dict[ir.Value, tuple[int, str]] = {}
+    for override, found in zip(overrides, matched, strict=True):
+        if override.weights:
+            named = [r.weight for r in found.regions if r.weight] + [v for v in found.values if v in weights]
+            bits.update(dict.fromkeys(named, override.weights))
+        if override.activations:
+            for value in [r.output for r in found.regions] + [v for v in found.values if v in root]:
+                speaker = root[value]
+                before = said.get(speaker)
+                if before and before[0] != override.activations and before[1] != value.name:
+                    raise InputError(
+                        f"--set {override.pattern}:A={override.activations}",
+                        f"site {value.name!r} shares its encoding with {before[1]!r}, set to {before[0]} bits",
+                        "one width for both", "set both to the same width",
+                    )  # fmt: skip
+                said[speaker] = (override.activations, value.name or "")
+                bits[speaker] = override.activations
+    return bits
+
+
+def _activation_spec(
+    value: ir.Value, quantized: set[ir.Value], root: Mapping[ir.Value, ir.Value], bits: Mapping[ir.Value, int],
+    regions: Sequence[Region], refused: Mapping[Region, str], target: Target,
+) -> SiteSpec:  # fmt: skip
+    if value not in quantized:
+        makers = [r for r in regions if r.output is value and r in refused]
+        readers = [r for r in regions if value in r.inputs and r in refused]
+        region = (makers or readers)[0]
+        return Float(f"{region.name}: {refused[region]}")
+    if root[value] is not value:
+        return Shared(root[value].name or "")
+    width = bits[value]
+    if width not in target.activation_bits:
+        raise UnsupportedError(
+            f"site {value.name!r}", f"{width}-bit activations", f"one of {_list(target.activation_bits)} on {target.name}",
+            "set another width with --set A=...",
+        )  # fmt: skip
+    return QSpec(bits=width)
+
+
+def _constant_spec(
+    region: Region, value: ir.Value, rule: OpRule | None, refused: Mapping[Region, str], bits: Mapping[ir.Value, int],
+    target: Target,
+) -> SiteSpec:  # fmt: skip
+    if rule is None:
+        return Float(f"{region.name}: {refused[region]}")
+    if value is region.bias:
+        assert region.weight is not None
+        return Derived(region.inputs[0].name or "", region.weight.name or "")
+    width = bits[value]
+    if width not in target.weight_packing:
+        raise UnsupportedError(
+            f"site {value.name!r}", f"{width}-bit weights", f"one of {_list(target.weight_packing)} on {target.name}",
+            "set another width with --set W=...",
+        )  # fmt: skip
+    axis = rule.weight_axis
+    if region.kind == "Gemm" and not region.op.attributes.get_int("transB", 0):
+        axis = 1
+    asymmetric = width <= ASYMMETRIC_WEIGHT_BITS
+    return QSpec(bits=width, signed=not asymmetric, symmetric=not asymmetric, narrow=not asymmetric, axis=axis)
+
+
+def _list(widths: Iterable[int]) -> str:
+    return ", ".join(str(w) for w in sorted(widths))

@@ -1,0 +1,144 @@
+"""Set the range of every quantized site.
+
+Weights: each channel's own range. Activations: the float network runs over the data once, streaming; sites that share
+an encoding feed one estimator. Channels whose bias would not fit into its int32 code get a larger weight scale.
+
+Source: Nagel et al., A White Paper on Neural Network Quantization, 2021, section 3.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bitwright.data.batches import Batches
+from bitwright.errors import InputError
+from bitwright.execute.observe import Watch, observe
+from bitwright.formats.affine import scale_and_zero_point
+from bitwright.lookup import lookup
+from bitwright.pipeline import Progress, State
+from bitwright.placement.place import ASYMMETRIC_WEIGHT_BITS, integer_regions
+from bitwright.plan.encoding import Encoding
+from bitwright.plan.plan import Plan
+from bitwright.plan.spec import Derived, QSpec
+from bitwright.ranges import ESTIMATORS
+from bitwright.targets import TARGETS
+
+#: Largest code of a bias; half of int32, so that the products still fit beside it.
+BIAS_LIMIT = 2**30
+
+
+def weight_encoding(weight: Tensor, spec: QSpec, estimator: Any, site: str) -> Encoding:
+    """Ranges of a weight by an estimator, one row a channel."""
+    rows = spec.granularity.rows(weight)
+    state = estimator.update(estimator.init(), rows, site=site)
+    return _encoding(estimator, state, spec, site)
+
+
+def _encoding(estimator: Any, state: Any, spec: QSpec, site: str) -> Encoding:
+    lo, hi = estimator.finish(state, spec.grid, symmetric=spec.symmetric, site=site)
+    scale, zero_point = scale_and_zero_point(lo, hi, spec.grid, symmetric=spec.symmetric)
+    if spec.axis is None:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    return Encoding(spec=spec, scale=scale, zero_point=zero_point)
+
+
+def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
+    """The weight's encoding, its scale raised where `|b / (s_x s_w)|` would pass `BIAS_LIMIT`.
+
+    Example:
+        >>> spec = QSpec(bits=8, signed=True, symmetric=True, narrow=True, axis=0)
+        >>> tiny = Encoding(spec=spec, scale=torch.tensor([1e-8]), zero_point=torch.zeros(1, dtype=torch.int32))
+        >>> raised = fit_bias(tiny, torch.tensor([1.0]), torch.tensor(0.01)).scale
+        >>> round(1.0 / (0.01 * float(raised))) <= BIAS_LIMIT
+        True
+    """
+    # One part in a thousand more than needed, so that rounding to float32 cannot bring it back over the limit.
+    least = (bias.double().abs() / (input_scale.double() * BIAS_LIMIT) * 1.001).float()
+    return dataclasses.replace(weight, scale=torch.maximum(weight.scale, least))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Set the ranges of weights and activations.
+
+    Args:
+        activations: row of `ESTIMATORS` for activations.
+        weights: row of `ESTIMATORS` for weights of more than 4 bits.
+        low_bit_weights: row of `ESTIMATORS` for weights of 4 bits and less.
+        percentile: percent of values inside the range, for `percentile`.
+    """
+
+    activations: str = "minmax"
+    weights: str = "minmax"
+    low_bit_weights: str = "mse"
+    percentile: float = 99.99
+
+    needs: ClassVar[frozenset[str]] = frozenset({"plan"})
+    gives: ClassVar[frozenset[str]] = frozenset({"encodings"})
+
+    def __call__(
+        self, state: State, batches: Batches | None = None, images_done: Progress | None = None
+    ) -> State:
+        """A state with an encoding for every quantized site."""
+        if state.plan is None:
+            raise InputError("calibrate", "the network has no plan", fix="run the step 'place' before it")
+        encodings = self._weights(state, state.plan)
+        encodings |= self._activations(state, state.plan, batches, images_done)
+        for site, spec in state.plan.sites.items():
+            if isinstance(spec, Derived):
+                bias = state.tensor(site)
+                if not torch.isfinite(bias).all():
+                    raise InputError(f"site {site!r}", "NaN or infinity in the bias", "finite values")
+                source = encodings[state.plan.resolve(spec.input)[0]]
+                encodings[spec.weight] = fit_bias(encodings[spec.weight], bias, source.scale)
+        return state.but(encodings=encodings)
+
+    def estimator(self, name: str) -> Any:
+        """A row of `ESTIMATORS` with this step's parameters."""
+        row = lookup(ESTIMATORS, name, "estimator").load()
+        return row(percentile=self.percentile) if "percentile" in row.__dataclass_fields__ else row()
+
+    def _weights(self, state: State, plan: Plan) -> dict[str, Encoding]:
+        encodings = {}
+        for site, spec in plan.sites.items():
+            if isinstance(spec, QSpec) and site in state.model.graph.initializers:
+                name = self.low_bit_weights if spec.bits <= ASYMMETRIC_WEIGHT_BITS else self.weights
+                encodings[site] = weight_encoding(state.tensor(site), spec, self.estimator(name), f"weight {site!r}")
+        return encodings
+
+    def _activations(
+        self, state: State, plan: Plan, batches: Batches | None, images_done: Progress | None
+    ) -> dict[str, Encoding]:
+        speakers = sources(state, plan)
+        if batches is None:
+            raise InputError("calibrate", "no data", "images to set activation ranges from", "give --data")
+        estimator = self.estimator(self.activations)
+        states = dict.fromkeys(speakers.values(), estimator.init())
+
+        def consume(site: str, values: Tensor) -> None:
+            speaker = speakers[site]
+            states[speaker] = estimator.update(states[speaker], values.reshape(1, -1), site=f"site {site!r}")
+
+        watches = [Watch(site=site, extremes=estimator.extremes_only) for site in speakers]
+        observe(state.model, state.overlay, watches, batches, consume, progress=images_done)
+        found = {}
+        for site, seen in states.items():
+            spec = plan.sites[site]
+            assert isinstance(spec, QSpec)
+            found[site] = _encoding(estimator, seen, spec, f"site {site!r}")
+        return found
+
+
+def sources(state: State, plan: Plan) -> Mapping[str, str]:
+    """`{site to watch: site whose encoding it feeds}`: activations that no copy or concat repeats."""
+    target = lookup(TARGETS, plan.target, "target").load()
+    regions = integer_regions(state.model, plan, target)
+    repeated = {r.output.name for r, rule in regions.items() if rule.how != "kernel"}
+    quantized = (s for s in plan.sites if plan.qspec(s) is not None and s not in state.model.graph.initializers)
+    return {site: plan.resolve(site)[0] for site in quantized if site not in repeated}

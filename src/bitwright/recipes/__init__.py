@@ -1,0 +1,1 @@
+"""Recipes: chains of steps as YAML, shipped here or written by the user."""

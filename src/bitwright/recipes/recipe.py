@@ -1,0 +1,131 @@
+"""Read a recipe and make its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitwright.errors import InputError
+from bitwright.lookup import did_you_mean, lookup
+from bitwright.pipeline import Step, check_chain
+from bitwright.ptq import STEPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named chain.
+
+    Attributes:
+        name: of the recipe.
+        help: what it is for, one line.
+        steps: `(step, its settings)` in order.
+    """
+
+    name: str
+    help: str
+    steps: tuple[tuple[str, Mapping[str, Any]], ...]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with bitwright."""
+    folder = resources.files("bitwright.recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name, or in the file of that path.
+
+    Raises:
+        InputError: there is none, or it is no recipe.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"recipe {name!r}", "no such file", fix=did_you_mean(path.stem, recipe_names()))
+        text, where = path.read_text(), str(path)
+    else:
+        known = recipe_names()
+        if name not in known:
+            raise InputError(f"recipe {name!r}", "there is no recipe of this name", fix=did_you_mean(name, known))
+        text, where = (resources.files("bitwright.recipes") / f"{name}.yaml").read_text(), f"recipe {name}"
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(where, f"is not YAML: {str(error).splitlines()[0]}", "help and steps") from error
+    return _recipe(name, content, where)
+
+
+def _recipe(name: str, content: Any, where: str) -> Recipe:
+    if not isinstance(content, Mapping) or not isinstance(content.get("steps"), list) or not content["steps"]:
+        raise InputError(where, "has no list of steps", "help: ...; steps: [fold_batchnorm, place, calibrate]")
+    unknown = sorted(set(content) - {"help", "steps"})
+    if unknown:
+        raise InputError(where, f"there is no key {unknown[0]!r}", fix=did_you_mean(unknown[0], ["help", "steps"]))
+    steps = []
+    for i, entry in enumerate(content["steps"]):
+        step, settings = next(iter(entry.items())) if isinstance(entry, Mapping) and len(entry) == 1 else (entry, {})
+        if not isinstance(step, str) or not isinstance(settings, Mapping | None):
+            raise InputError(f"{where}: step {i + 1}", f"is {entry!r}", "a step's name, or {name: {setting: value}}")
+        steps.append((step, dict(settings or {})))
+    return Recipe(name=name, help=str(content.get("help", "")), steps=tuple(steps))
+
+
+def make_steps(recipe: Recipe, settings: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+    """The recipe's steps, with `settings[step]` laid over the recipe's own.
+
+    Raises:
+        InputError: an unknown step or setting, a setting of the wrong type, a chain whose needs are unmet.
+    """
+    absent = sorted(set(settings) - {name for name, _ in recipe.steps})
+    if absent:
+        used = [name for name, _ in recipe.steps]
+        raise InputError(f"recipe {recipe.name}", f"has no step {absent[0]!r}", fix=did_you_mean(absent[0], used))
+    steps = []
+    for name, own in recipe.steps:
+        cls = lookup(STEPS, name, "step").load()
+        merged = {**own, **settings.get(name, {})}
+        steps.append(cls(**_checked(cls, merged, f"recipe {recipe.name}: {name}")))
+    check_chain(steps)
+    return steps
+
+
+def _checked(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    checked = {}
+    for key, value in settings.items():
+        if key not in fields:
+            raise InputError(where, f"there is no setting {key!r}", fix=did_you_mean(key, fields))
+        default = fields[key].default
+        if isinstance(default, tuple) and isinstance(value, Sequence) and not isinstance(value, str):
+            value = tuple(value)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not dataclasses.MISSING and default is not None and type(value) is not type(default):
+            raise InputError(
+                f"{where}.{key}", f"is {value!r} ({type(value).__name__})", f"a {type(default).__name__}, like {default!r}"
+            )
+        checked[key] = value
+    return checked
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read `calibrate.activations=percentile`; values are YAML.
+
+    Example:
+        >>> parse_settings(["calibrate.percentile=99.9"])
+        {'calibrate': {'percentile': 99.9}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        left, equals, value = text.partition("=")
+        step, dot, key = left.partition(".")
+        if not equals or not dot or not key:
+            raise InputError(f"--step {text!r}", "is not understood", "STEP.SETTING=VALUE, as calibrate.percentile=99.9")
+        found.setdefault(step, {})[key] = yaml.safe_load(value)
+    return found

@@ -1,0 +1,16 @@
+"""Hardware as data: what each target runs in integers, at which widths, and how it rounds."""
+
+from __future__ import annotations
+
+from bitwright.lookup import Row
+
+TARGETS: dict[str, Row] = {
+    "onnxruntime-x64": Row(
+        "bitwright.targets.onnxruntime_x64:ONNXRUNTIME_X64",
+        "ONNX Runtime on x86-64 with VNNI or AMX: uint8 activations x int8 weights, QDQ files",
+    ),
+    "onnxruntime-x64-avx2": Row(
+        "bitwright.targets.onnxruntime_x64:ONNXRUNTIME_X64_AVX2",
+        "the same on processors without VNNI, whose products saturate in pairs: weights of at most 7 bits",
+    ),
+}

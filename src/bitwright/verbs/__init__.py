@@ -1,0 +1,17 @@
+"""What a user asks for: one verb a file, a frozen dataclass whose fields are the command's flags."""
+
+from __future__ import annotations
+
+from bitwright.lookup import Row
+
+VERBS: dict[str, Row] = {
+    "demo": Row("bitwright.verbs.demo:Demo", "train a small network on digits, quantize, verify, one table"),
+    "inspect": Row("bitwright.verbs.inspect:Inspect", "ops, shapes, parameters, MACs, and what runs in integers"),
+    "quantize": Row("bitwright.verbs.quantize:Quantize", "a float network in, a smaller integer network out"),
+    "run": Row("bitwright.verbs.run:Run", "top-5 of images, by one file or two side by side"),
+    "evaluate": Row("bitwright.verbs.evaluate:Evaluate", "accuracy of a file in its runtime"),
+    "verify": Row("bitwright.verbs.verify:Verify", "prove that the runtime serves what is simulated, code by code"),
+    "benchmark": Row("bitwright.verbs.benchmark:Benchmark", "latency of files side by side"),
+    "recipes": Row("bitwright.verbs.listing:Recipes", "the recipes of quantize and their steps"),
+    "targets": Row("bitwright.verbs.listing:Targets", "the targets and what they run in integers"),
+}

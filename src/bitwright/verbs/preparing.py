@@ -1,0 +1,124 @@
+"""From what a user names to what the rooms below work on: network, data, target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bitwright.data.batches import Batches, InputSpecs
+from bitwright.data.opening import open_data
+from bitwright.data.preprocess import Preprocess
+from bitwright.deploy.runtimes.onnxruntime import products_saturate
+from bitwright.errors import InputError
+from bitwright.graph.normalise import normalise
+from bitwright.graph.open import open_model
+from bitwright.lookup import lookup
+from bitwright.targets import TARGETS
+from bitwright.targets.target import Target
+from bitwright.verbs.terminal import Terminal
+
+#: Ops that only quantized networks have.
+QUANTIZED_OPS = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
+    "QLinearMatMul", "QLinearAdd", "QGemm", "FakeQuantize", "MatMulNBits",
+}  # fmt: skip
+
+
+def float_network(source: Any, *, example: Any = None, shapes: Sequence[str] = ()) -> ir.Model:
+    """The normalised float network behind `source`.
+
+    Raises:
+        InputError: it cannot be opened, or is quantized already.
+    """
+    model = open_model(source, example)
+    where = str(source) if isinstance(source, str | os.PathLike) else "model"
+    found = next((n for n in model.graph if n.op_type in QUANTIZED_OPS), None)
+    if found is not None:
+        raise InputError(
+            where, f"is quantized already (node {found.name!r} is a {found.op_type})", "a float network",
+            "give the float file it was made from",
+        )  # fmt: skip
+    return normalise(model, parse_shapes(shapes))
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """Read `image=Nx3x224x224`; N is the batch.
+
+    Example:
+        >>> parse_shapes(["image=Nx3x224x224"])
+        {'image': (None, 3, 224, 224)}
+    """
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        try:
+            shape = tuple(None if d in ("N", "n") else int(d) for d in dims.split("x"))
+        except ValueError:
+            shape = ()
+        if not equals or not shape or any(d is not None and d < 1 for d in shape):
+            raise InputError(f"--shape {text!r}", "is not understood", "INPUT=Nx3x224x224")
+        shapes[name] = shape
+    return shapes
+
+
+def input_specs(model: ir.Model) -> InputSpecs:
+    """Shape (None for the batch) and numpy type of every input."""
+    specs: dict[str, tuple[tuple[int | None, ...], str]] = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None and value.dtype is not None
+        specs[value.name or ""] = (
+            tuple(d if isinstance(d, int) else None for d in value.shape),
+            str(value.dtype.numpy()),
+        )
+    return specs
+
+
+def data_for(
+    model: ir.Model, source: Any, terminal: Terminal, *, batch: int = 32, limit: int = 0, skip_bad: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Batches:  # fmt: skip
+    """Batches of `source` for the inputs of `model`; says where preprocessing came from."""
+    given = Preprocess.from_mapping(preprocess, "flags") if preprocess else None
+    batches = open_data(
+        source, input_specs(model), batch_size=batch, limit=limit or None, seed=terminal.seed, preprocess=given,
+        skip_bad=skip_bad,
+    )  # fmt: skip
+    if batches.preprocess_source == "default":
+        terminal.note(f"note: no preprocess.yaml for {source}: pixels are divided by 255 and nothing else")
+    return batches
+
+
+def resolve_target(name: str, terminal: Terminal) -> Target:
+    """The target called `name`; `auto` is the one for this machine, found by experiment.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    if name == "auto":
+        saturates = products_saturate()
+        name = "onnxruntime-x64-avx2" if saturates else "onnxruntime-x64"
+        why = "has no VNNI: its int8 products saturate in pairs, so weights get 7 bits" if saturates else "has VNNI"
+        terminal.note(f"target {name}: this processor {why}")
+    target: Target = lookup(TARGETS, name, "target").load()
+    return target
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Size of a model on disk, its external data included."""
+    path = Path(path)
+    model = ir.load(str(path))
+    others = {
+        path.parent / v.const_value.location
+        for v in model.graph.initializers.values()
+        if isinstance(v.const_value, ir.ExternalTensor)
+    }
+    return path.stat().st_size + sum(p.stat().st_size for p in others)
+
+
+def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    """Whether two paths name one existing file."""
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)

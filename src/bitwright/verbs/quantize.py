@@ -1,0 +1,173 @@
+"""`bitwright quantize`: a float network in, a proven integer network out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from bitwright.data.preprocess import Preprocess
+from bitwright.deploy.evaluate import Evaluation, evaluate
+from bitwright.errors import InputError
+from bitwright.recipes.recipe import load_recipe, parse_settings
+from bitwright.verbs.preparing import data_for, file_bytes, float_network, resolve_target, same_file
+from bitwright.verbs.quantized import Quantized, float_bytes, run_recipe
+from bitwright.verbs.terminal import Terminal
+from bitwright.verbs.verb import Outcome, argument, option
+
+
+def preprocess_flags(values: Any) -> dict[str, Any]:
+    """The preprocessing flags that were given, as fields of `Preprocess`."""
+    given: dict[str, Any] = {}
+    for name in ("resize", "crop", "scale", "mean", "std"):
+        text = getattr(values, name)
+        if text:
+            given[name] = _numbers(f"--{name}", text)
+    for name in ("layout", "color", "interpolation"):
+        if getattr(values, name):
+            given[name] = getattr(values, name)
+    if given:
+        Preprocess.from_mapping(given, "flags")
+    return given
+
+
+def _numbers(flag: str, text: str) -> Any:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(flag, f"is {text!r}", "a number, or several with commas between") from None
+    plain = [int(n) if n.is_integer() else n for n in numbers]
+    return plain[0] if len(plain) == 1 else plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Flags that every command with images has."""
+
+    batch: int = option(32, "images a batch")
+    limit: int = option(0, "use at most so many images, balanced over classes; 0 for all")
+    skip_bad: bool = option(False, "leave out images that cannot be read, and say so")
+    shape: tuple[str, ...] = option((), "size of an input that the file leaves open: INPUT=Nx3x224x224")
+    resize: str = option("", "resize the shorter side to so many pixels, or H,W")
+    crop: str = option("", "crop the centre: pixels, or H,W")
+    scale: str = option("", "divide pixels by this first (255)")
+    mean: str = option("", "subtract: one number, or one for each channel")
+    std: str = option("", "divide by: one number, or one for each channel")
+    layout: str = option("", "NCHW or NHWC")
+    color: str = option("", "RGB, BGR or GRAY")
+    interpolation: str = option("", "of resizing: nearest, box, bilinear, bicubic, lanczos")
+
+    def data(self, model: Any, source: str, terminal: Terminal) -> Any:
+        """Batches of `source` for `model`."""
+        return data_for(
+            model, source, terminal, batch=self.batch, limit=self.limit, skip_bad=self.skip_bad,
+            preprocess=preprocess_flags(self),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(DataFlags):
+    """Quantize a trained network and write the integer network as ONNX."""
+
+    model: str = argument("an ONNX file, a .pt2 file, or module:callable returning an nn.Module")
+    data_path: str = option("", "images: a folder, .npz, .zip or module:callable", "--data", "-d")
+    output: str = option("", "the file to write; MODEL's name with .int8.onnx if not given", "--output", "-o")
+    recipe: str = option("int8", "a recipe's name, or a YAML file")
+    target: str = option("auto", "what the file is for; auto: this machine")
+    set: tuple[str, ...] = option((), "widths: 'W=4,A=8', 'layer4.*:W=8', 'head.*:float'")
+    ends: int = option(8, "bits of network input, first and last layer, logits; 0: as elsewhere")
+    step: tuple[str, ...] = option((), "a setting of a step: calibrate.activations=percentile")
+    eval_data: str = option("", "labelled images to measure the drop on; --data if not given")
+
+    def run(self, terminal: Terminal) -> Outcome:
+        """Quantize, write, measure what was written."""
+        start = time.perf_counter()
+        recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
+        output = Path(self.output or f"{Path(self.model.replace(':', '.')).stem}.int8.onnx")
+        self._check_paths(output)
+        resolve_target(self.target, Terminal())
+        network = float_network(self.model, shapes=self.shape)
+        batches = self.data(network, self.data_path, terminal)
+        quantized = run_recipe(
+            network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends
+        )
+        after = quantized.save(output)
+        seconds = time.perf_counter() - start
+        measured = self.eval_data or self.data_path
+        found = self._evaluate(quantized, output, measured, terminal)
+        if batches.skipped:
+            terminal.note(f"skipped {len(batches.skipped)} unreadable images, the first is {batches.skipped[0]}")
+        before = file_bytes(self.model) if self.model.endswith(".onnx") else len(float_bytes(network))
+        json = {
+            "output": str(output),
+            "bytes_before": before,
+            "bytes_after": after,
+            "integer_mac_share": quantized.integer_mac_share(),
+            "float_sites": [{"site": s, "reason": r} for s, r in quantized.plan.float_sites().items()],
+            "images_used": quantized.images_used,
+            "seconds": seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "accuracy": None if found is None or found.drop is None else {**asdict(found.drop), "data": measured},
+            "agreement": None if found is None else found.agreement,
+            "target": quantized.plan.target,
+            "recipe": recipe.name,
+        }
+        return Outcome(json=json, text=_summary(json, measured == self.data_path))
+
+    def _check_paths(self, output: Path) -> None:
+        if not self.data_path:
+            raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
+        if same_file(self.model, output):
+            raise InputError(str(output), "is the float network itself", "another file", "choose another --output")
+        if not output.parent.is_dir():
+            raise InputError(str(output), f"folder {str(output.parent)!r} does not exist", fix="create it first")
+        if output.is_dir():
+            raise InputError(str(output), "is a folder", "a file's name")
+
+    def _evaluate(self, quantized: Quantized, output: Path, source: str, terminal: Terminal) -> Evaluation | None:
+        network = quantized.state.reference
+        batches = self.data(network, source, terminal)
+        if batches.labels is None and self.eval_data:
+            batches.require_labels()
+        with terminal.progress("evaluate the written file", len(batches)) as advance:
+            return evaluate(output, batches, against=float_bytes(network), progress=advance)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableType:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    ratio = json["bytes_after"] / json["bytes_before"]
+    table.add_row("file", json["output"])
+    table.add_row("bytes", f"{json['bytes_before']:,} -> {json['bytes_after']:,} ({ratio:.3f}x)")
+    table.add_row("target", json["target"])
+    table.add_row("integer MACs", f"{100 * json['integer_mac_share']:.2f} %")
+    table.add_row("images used", f"{json['images_used']:,}")
+    table.add_row("time, peak memory", f"{json['seconds']:.1f} s, {json['peak_memory_mb']:,.0f} MB")
+    accuracy = json["accuracy"]
+    if accuracy is not None:
+        table.add_row("accuracy, float", f"{100 * accuracy['reference']:.2f} % of {accuracy['images']:,} images")
+        table.add_row("accuracy, written file", f"{100 * accuracy['accuracy']:.2f} %, in its runtime")
+        interval = f"95 % interval {100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}"
+        table.add_row("drop", f"{100 * accuracy['drop']:+.2f} points, {interval}")
+        if on_calibration_images:
+            table.add_row("", "measured on the calibration images; give --eval-data for others")
+    elif json["agreement"] is not None:
+        table.add_row("same top-1 as float", f"{100 * json['agreement']:.2f} % (no labels, so no accuracy)")
+    parts: list[RenderableType] = [table]
+    if json["float_sites"]:
+        parts.append(f"\n{len(json['float_sites'])} sites stay float:")
+        parts.extend(f"  {entry['site']}: {entry['reason']}" for entry in json["float_sites"])
+    else:
+        parts.append("no site stays float")
+    return Group(*parts)

@@ -1,0 +1,170 @@
+"""The Python interface: quantize a network, and what one can do with the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from bitwright.data.batches import Batches
+from bitwright.deploy.evaluate import Evaluation, evaluate
+from bitwright.deploy.reader import read
+from bitwright.deploy.verify import Verification, verify
+from bitwright.deploy.writer import to_onnx, write
+from bitwright.errors import InputError
+from bitwright.execute.program import Mode, build
+from bitwright.graph.macs import node_macs
+from bitwright.pipeline import State, run_chain
+from bitwright.placement.place import integer_regions
+from bitwright.plan.plan import Plan
+from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings
+from bitwright.targets import TARGETS
+from bitwright.verbs.preparing import data_for, float_network, resolve_target
+from bitwright.verbs.terminal import Terminal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Quantized:
+    """An integer network, with all that is known of it.
+
+    Attributes:
+        state: graph, plan, encodings and log.
+        images_used: images that set its ranges.
+    """
+
+    state: State
+    images_used: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        """How every site is quantized."""
+        assert self.state.plan is not None
+        return self.state.plan
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the ONNX file, whole or not at all; its size in bytes."""
+        return write(self.state, Path(path))
+
+    def model(self) -> ir.Model:
+        """The integer network as it is written."""
+        return to_onnx(self.state)
+
+    def integer_mac_share(self) -> float:
+        """Share of the multiply-accumulates that run in integers."""
+        regions = integer_regions(self.state.model, self.plan, TARGETS[self.plan.target].load())
+        total = sum(node_macs(node) for node in self.state.model.graph)
+        return sum(r.macs for r in regions) / total if total else 0.0
+
+    def evaluate(self, data: Any, *, batch: int = 32, limit: int = 0) -> Evaluation:
+        """Accuracy in the runtime, beside the float network that it was made from."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            self.save(path)
+            return evaluate(path, self._batches(data, batch, limit), against=float_bytes(self.state.reference))
+
+    def verify(self, data: Any, *, batch: int = 32, limit: int = 0, threads: int = 0, precise: bool = False) -> Verification:
+        """Compare simulation and runtime, code by code."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            self.save(path)
+            return verify(path, self._batches(data, batch, limit), threads=threads, precise=precise)
+
+    def torch(self, mode: Mode = "simulated") -> torch.fx.GraphModule:
+        """The network as an `nn.Module`: `simulated` (differentiable), `integer` (bit-exact) or `float`."""
+        target = TARGETS[self.plan.target].load()
+        program = build(
+            self.state.model, self.state.overlay, mode=mode, plan=self.plan, encodings=self.state.encodings,
+            integer=list(integer_regions(self.state.model, self.plan, target)),
+        )  # fmt: skip
+        return program.module
+
+    def _batches(self, data: Any, batch: int, limit: int) -> Batches:
+        return data_for(self.state.model, data, Terminal(), batch=batch, limit=limit)
+
+
+def float_bytes(model: ir.Model) -> bytes:
+    """A model as one message."""
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def quantize(
+    model: Any,
+    data: Any,
+    *,
+    recipe: str = "int8",
+    target: str = "auto",
+    set: Sequence[str] = (),
+    ends: int = 8,
+    steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
+    example: Any = None,
+    shapes: Sequence[str] = (),
+    batch: int = 32,
+    limit: int = 0,
+    seed: int = 0,
+) -> Quantized:
+    """Quantize a trained network.
+
+    Args:
+        model: path of an ONNX or `.pt2` file, `"module:callable"`, an `nn.Module` (with `example`), or an
+            `onnx_ir.Model`.
+        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader.
+        recipe: name of a recipe or path of a YAML file.
+        target: row of `TARGETS`; `auto` for this machine.
+        set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
+        ends: bits of the network's ends; 0 for the same as elsewhere.
+        steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`.
+        example: one batch, for an `nn.Module`.
+        shapes: sizes that the file leaves open, `["image=Nx3x224x224"]`.
+        batch: images a batch.
+        limit: use so many images at most, balanced over classes; 0 for all.
+        seed: of the choice of images.
+
+    Raises:
+        InputError: bad input; the message says where, what, and what to do.
+        UnsupportedError: the target cannot do what is asked.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> images = {"input": np.zeros((8, 1, 6, 6), np.float32)}
+        >>> q = quantize(net, images, example=torch.zeros(2, 1, 6, 6))
+        >>> q.plan.float_sites(), q.images_used
+        ({}, 8)
+    """
+    terminal = Terminal(seed=seed)
+    network = float_network(model, example=example, shapes=shapes)
+    batches = data_for(network, data, terminal, batch=batch, limit=limit)
+    chosen = load_recipe(recipe)
+    settings = steps if isinstance(steps, Mapping) else parse_settings(steps)
+    return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends)
+
+
+def run_recipe(
+    network: ir.Model, batches: Batches, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], terminal: Terminal,
+    *, target: str, set: Sequence[str], ends: int,
+) -> Quantized:  # fmt: skip
+    """Run a recipe on an opened network."""
+    if not 0 <= ends <= 16:
+        raise InputError("--ends", f"is {ends}", "1 to 16 bits, or 0 for the same width as elsewhere")
+    resolved = resolve_target(target, terminal)
+    placing = {"target": resolved.name, "set": tuple(set), "ends": ends}
+    steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
+    with terminal.progress("calibrate", len(batches)) as advance:
+        state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
+    return Quantized(state=state, images_used=len(batches))
+
+
+def load(path: str | os.PathLike[str]) -> Quantized:
+    """The integer network in a file that bitwright wrote.
+
+    Raises:
+        InputError: the file was not written by bitwright.
+    """
+    return Quantized(state=read(Path(path)))

@@ -1,0 +1,38 @@
+"""What every room's tests share: the same random numbers each run, and the roots of the project."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+
+# The same examples every time: a check that fails now and then is not a check. Time limits belong to benchmarks.
+settings.register_profile("bitwright", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("bitwright")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test starts from the same global seeds; torch is seeded only where the test has imported it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def assets(root: Path) -> Path:
+    """The small files that tests and doc examples open."""
+    return root / "tests" / "assets"
