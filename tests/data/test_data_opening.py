@@ -131,3 +131,18 @@ def test_reading_data_does_not_import_torch() -> None:
 
     code = "import sys, bitwright.data; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+def test_one_image_is_preprocessed_as_the_set_it_lies_in(make_folder: MakeFolder, specs: Specs) -> None:
+    folder = make_folder(["dev/cat/a.png", "dev/dog/b.png"])
+    image = folder / "dev" / "cat" / "a.png"
+    plain = open_data(image, specs)
+    assert (len(plain), plain.names, plain.labels, plain.preprocess_source) == (1, ("a.png",), None, "default")
+    (folder / "preprocess.yaml").write_text("scale: 51\n")
+    found = open_data(str(image), specs)
+    assert found.preprocess_source == str(folder / "preprocess.yaml")
+    assert mean_pixel(found) == pytest.approx(5 * mean_pixel(plain), rel=1e-6)
+    (image.parent / "preprocess.yaml").write_text("scale: 255\n")
+    assert mean_pixel(open_data(image, specs)) == mean_pixel(plain)
+    given = open_data(image, specs, preprocess=Preprocess(scale=51))
+    assert mean_pixel(given) == pytest.approx(5 * mean_pixel(plain), rel=1e-6)

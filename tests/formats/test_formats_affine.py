@@ -318,6 +318,16 @@ def test_a_scale_that_requires_a_gradient_gets_the_learned_step_size_gradient() 
     torch.testing.assert_close(z.grad, torch.tensor([-0.5, 0, 0, 0, 0, -0.5]))
 
 
+def test_a_buffer_takes_the_values_and_no_gradients() -> None:
+    grid, s, z = Affine(bits=4, signed=True), torch.tensor(0.3), torch.tensor(1)
+    x = torch.linspace(-4, 4, 50)
+    buffer = torch.empty(50)
+    assert fake_quantize(x, s, z, grid, out=buffer) is buffer
+    assert torch.equal(buffer, fake_quantize(x, s, z, grid))
+    with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
+        fake_quantize(x.requires_grad_(), s, z, grid, out=buffer)
+
+
 def test_the_input_is_not_written_to() -> None:
     x = torch.tensor([0.3, -7.0])
     kept = x.clone()

@@ -59,8 +59,23 @@ def test_fitted_scale_is_the_best_of_its_candidates() -> None:
 
     amax = x.abs().amax(1).double() / 10
     every = torch.stack([error((amax * i / 25).float()) for i in range(1, 26)])
-    assert torch.equal(error(found), every.amin(0))
+    torch.testing.assert_close(error(found), every.amin(0), rtol=1e-6, atol=0)
     assert bool((found < amax).all())
+
+
+def test_fitted_scale_does_not_depend_on_chunks_and_prefers_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = torch.tensor(Log2(bits=3).levels)
+    x = torch.cat([normal(6, 50), torch.tensor([4.0, 2.0, -1.0] + [0.0] * 47)[None]])
+    whole = fit_scale(x, levels, midpoints(levels))
+    monkeypatch.setattr("bitwright.formats.levels._CHUNK", 1)
+    assert torch.equal(fit_scale(x, levels, midpoints(levels)), whole)
+    # u and 2 u with the levels -1, 0, 1 lose u^2 either way: 2 u becomes u, or u (a tie) becomes 0.
+    u = torch.linspace(0.01, 3, 50)[:, None]
+    ternary = torch.tensor([-1, 0, 1])
+    found = fit_scale(
+        torch.cat([u, 2 * u, -u, -2 * u], dim=1).repeat(1, 37), ternary, midpoints(ternary), candidates=2
+    )
+    assert torch.equal(found, u[:, 0])
 
 
 def test_int8_tables() -> None:
@@ -168,6 +183,13 @@ def test_codebook_is_the_optimum(count: int) -> None:
     assert found.dtype == torch.int8 and found.numel() == count
 
 
+def test_codebook_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = normal(500) * 40
+    whole = best_levels(x.clamp(-127, 127), 8)
+    monkeypatch.setattr("bitwright.formats.codebook._CHUNK", 7)
+    assert torch.equal(best_levels(x.clamp(-127, 127), 8), whole)
+
+
 def test_codebook_finds_a_mixture() -> None:
     x = torch.cat([c + 0.01 * normal(1, 50, seed=i) for i, c in enumerate((-1.0, -0.2, 0.1, 0.9))], dim=1)
     scale, levels = Codebook(bits=2).fit(x)
@@ -211,6 +233,14 @@ def test_ternary_by_the_formula() -> None:
     y = Ternary().decode(Ternary().encode(x, alpha, delta), alpha, delta)
     assert torch.equal(y != 0, x.abs() > delta[:, None])
     assert torch.equal(y.sign(), x.sign() * (y != 0))
+
+
+def test_ternary_on_the_threshold_is_zero() -> None:
+    x = torch.tensor([[1.5, 0.5, -0.5, 1.0, -1.5]])
+    number_format = Ternary(threshold=0.5)
+    alpha, delta = number_format.fit(x)
+    assert delta.item() == 0.5
+    assert number_format.encode(x, alpha, delta).tolist() == [[2, 1, 1, 2, 0]]
 
 
 def test_ternary_loses_less_than_binary_and_than_min_max_of_two_bits() -> None:

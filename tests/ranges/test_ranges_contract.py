@@ -77,10 +77,11 @@ def test_gives_a_range_around_zero_within_the_data(
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_one_sided_data_keep_their_zero_end(estimator: Estimator[Any], sign: float) -> None:
-    lo, hi = run(estimator, [sign * noise(2, 3000).relu()])
-    near, far = (lo, hi) if sign > 0 else (hi, lo)
-    assert torch.equal(near, torch.zeros(2))
-    assert bool((far * sign > 0.5).all())
+    for data in (noise(2, 3000).relu(), noise(2, 3000).abs() + 0.3):
+        lo, hi = run(estimator, [sign * data])
+        near, far = (lo, hi) if sign > 0 else (hi, lo)
+        assert torch.equal(near, torch.zeros(2))
+        assert bool((far * sign > 0.5).all())
 
 
 def test_mirrored_data_give_the_mirrored_range(estimator: Estimator[Any]) -> None:

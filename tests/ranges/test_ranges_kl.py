@@ -85,6 +85,13 @@ def test_the_threshold_is_the_last_least_divergence_of_each_row(grouping: Groupi
     assert kl_threshold(counts, 4, grouping=grouping)[2].item() == 60
 
 
+def test_of_equal_divergences_the_largest_threshold_wins() -> None:
+    counts = torch.tensor([[3, 3, 1, 1, 0, 1, 0, 3]])
+    divergence = kl_divergence(counts, torch.tensor([2, 8]), 2, grouping="even")[0]
+    assert divergence[0].item() == pytest.approx(divergence[1].item(), abs=1e-15)
+    assert kl_threshold(counts, 2).item() == 8
+
+
 def test_the_mass_of_zeros_does_not_count() -> None:
     counts = exponential(50, 0)
     more = counts.clone()

@@ -62,15 +62,27 @@ def brute_force(x: Tensor, grid: Affine, symmetric: bool, p: float, candidates: 
     ids=str,
 )
 def test_finds_what_trying_everything_finds(grid: Affine, symmetric: bool, p: float) -> None:
-    x = heavy(2, 150) + torch.tensor([[0.0], [0.7]])
+    x = heavy(2, 100) + torch.tensor([[0.0], [0.7]])
+    x = torch.cat([x, -x[1:]])
     lo, hi = run(MSE(p=p, candidates=20), x, grid, symmetric)
     found = loss(x, lo, hi, grid, symmetric, p)
-    for i in range(2):
+    for i in range(3):
         least, low, high = brute_force(x[i : i + 1], grid, symmetric, p, 20)
         # The range is a float32 number, which moves values that lie on a tie.
         assert found[i].item() == pytest.approx(least, rel=1e-5)
         if p == 2.0:
             assert (lo[i].item(), hi[i].item()) == pytest.approx((low, high), rel=1e-5, abs=1e-5)
+
+
+def test_skewed_rows_find_what_trying_everything_finds() -> None:
+    grid = Affine(bits=3, signed=False)
+    block = -heavy(10, 1).abs() - 0.2  # thirty values at one end, a few that are spread out at the other
+    x = torch.cat([block.repeat(1, 30), heavy(10, 12, seed=1).abs()], dim=1)
+    x = torch.cat([x, -x])
+    lo, hi = run(MSE(candidates=8), x, grid)
+    found = loss(x, lo, hi, grid, False)
+    for i, row in enumerate(x):
+        assert found[i].item() == pytest.approx(brute_force(row[None], grid, False, 2.0, 8)[0], rel=1e-5)
 
 
 def test_eight_bits_two_sided_finds_the_best_zero_point() -> None:
@@ -133,6 +145,22 @@ def test_of_equal_losses_the_smallest_range_wins() -> None:
     grid = Affine(bits=2, signed=True, narrow=True)
     x = torch.tensor([[0.0, 3.0, -3.0, 0.0], [1.5, 3.0, -1.5, -3.0]])
     assert run(MSE(candidates=2), x, grid, True)[1].tolist() == [3.0, 1.5]
+
+
+def test_of_equal_zero_points_the_smallest_wins() -> None:
+    # Mirrored data and four codes: one code below zero and two above lose what two below and one above lose.
+    x, grid = torch.tensor([[-2.0, -1.0, 1.0, 2.0]]), Affine(bits=2, signed=False)
+    lo, hi = run(MSE(), x, grid)
+    assert -lo.item() < hi.item()
+    assert loss(x, lo, hi, grid, False).item() == loss(x, -hi, -lo, grid, False).item()
+
+
+def test_the_limit_of_exact_values_is_inclusive() -> None:
+    estimator = MSE(exact_limit=10)
+    state = estimator.update(estimator.init(), heavy(2, 4))
+    at_the_limit = estimator.update(state, heavy(2, 6))
+    assert at_the_limit.values is not None and at_the_limit.values.shape == (2, 10)
+    assert estimator.update(at_the_limit, heavy(2, 1)).values is None
 
 
 def test_small_chunks_give_the_same_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

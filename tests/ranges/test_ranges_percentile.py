@@ -48,6 +48,20 @@ def test_almost_nothing_but_zeros_keeps_a_bin(sign: float) -> None:
     assert (hi if sign > 0 else -lo).item() > 0
 
 
+def test_a_whole_number_of_values_is_not_rounded_up() -> None:
+    # 99.9 % of 41000 are 40959; 41000 * 99.9 / 100 is a little more in float64.
+    x = torch.arange(1.0, 41001.0)[None]
+    assert run(Percentile(percentile=99.9, bins=41000), x)[1].item() == pytest.approx(40959, abs=0.01)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_few_values_on_the_other_side_are_cut(sign: float) -> None:
+    x = sign * torch.cat([torch.tensor([-5.0, -7.0]), torch.linspace(1, 2, 9998)])[None]
+    lo, hi = run(Percentile(percentile=99.9), x)
+    ends = sorted((sign * lo.item(), sign * hi.item()))
+    assert ends[0] == 0.0 and ends[1] == pytest.approx(2.0, abs=0.01)
+
+
 def test_hundred_percent_is_min_max() -> None:
     x = torch.randn(4, 999, generator=torch.Generator().manual_seed(2)) ** 3
     for symmetric in (False, True):

@@ -17,14 +17,22 @@ import numpy as np
 from bitwright.data import preprocess as preprocessing
 from bitwright.data.arrays import array_source, fits, npz_arrays, shape_text
 from bitwright.data.batches import Batches, InputSpecs, Source
-from bitwright.data.images import ImageSource, Listing, ZipReader, check_image_input, list_folder, list_zip
+from bitwright.data.images import (
+    SUFFIXES,
+    ImageSource,
+    Listing,
+    ZipReader,
+    check_image_input,
+    list_folder,
+    list_zip,
+)
 from bitwright.data.iterables import ACCEPTED, iterable_source
 from bitwright.data.preprocess import FILE_NAME, Preprocess
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.lookup import did_you_mean
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-KINDS = "an image folder, a .npz, a .zip of either, or module:callable"
+KINDS = "an image folder, a .npz, a .zip of either, an image, or module:callable"
 
 
 def open_data(
@@ -41,7 +49,7 @@ def open_data(
 
     Args:
         source: an image folder (a sub-folder for each class gives labels, the indices of the sorted folder names; a
-            flat folder gives none); an `.npz` keyed by input name, `labels` optional; a `.zip` of either;
+            flat folder gives none); an `.npz` keyed by input name, `labels` optional; a `.zip` of either; one image;
             "module:callable", called without arguments; or a dict of arrays, `Batches`, or anything that can be
             walked again and again and gives arrays, (arrays, labels) or dicts of arrays (a list, a data loader).
             A data loader is walked once here, to count and check it.
@@ -122,6 +130,8 @@ def _open_path(path: Path, inputs: InputSpecs, given: Preprocess | None, skip_ba
         return _open_npz(path, str(path), inputs, given)
     if path.suffix.lower() == ".zip":
         return _open_zip(path, inputs, given, skip_bad)
+    if path.suffix.lower() in SUFFIXES:
+        return _open_image(path, inputs, given, skip_bad)
     raise InputError(str(path), f"is a file ending in {path.suffix or 'nothing'!r}", KINDS, "choose one of these")
 
 
@@ -147,6 +157,18 @@ def _open_zip(path: Path, inputs: InputSpecs, given: Preprocess | None, skip_bad
     elif beside is not None:
         text = beside.read_bytes(), str(beside)
     return _images(path, listing, ZipReader(archive), inputs, given, text, skip_bad)
+
+
+def _open_image(path: Path, inputs: InputSpecs, given: Preprocess | None, skip_bad: bool) -> tuple[Source, str]:
+    """One image, without a label.
+
+    It is preprocessed as in the data set it lies in: by the file beside it, or above its class folder.
+    """
+    folder = Path(os.path.abspath(path)).parent
+    yaml = preprocessing.find(folder) or preprocessing.find(folder.parent)
+    text = None if yaml is None else (yaml.read_bytes(), str(yaml))
+    listing = Listing(files=(path.name,), labels=None, class_names=None, top="")
+    return _images(path.parent, listing, lambda name: (folder / name).read_bytes(), inputs, given, text, skip_bad)
 
 
 def _open_npz(file: Path | bytes, where: str, inputs: InputSpecs, given: Preprocess | None) -> tuple[Source, str]:

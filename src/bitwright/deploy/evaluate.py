@@ -39,7 +39,8 @@ class Evaluation:
     Attributes:
         images: images seen.
         top1, top5: fractions; None without labels, or (top5) with fewer than six classes.
-        agreement: fraction of images with the same top-1 as the reference; None without one.
+        agreement: fraction of images with the same top-1 as the reference; None without one, or where outputs are no
+            class scores.
         sqnr_db: signal to quantization noise of the output, `10 log10(sum r^2 / sum (r - y)^2)`; None without a
             reference, infinite where they are equal.
         drop: accuracy beside the reference's; None without labels or reference.
@@ -85,6 +86,7 @@ def evaluate(
     *,
     against: str | Path | bytes | None = None,
     threads: int = 0,
+    labelled: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run a file over data in its runtime, and count.
@@ -94,6 +96,7 @@ def evaluate(
         batches: images; labels are class indices.
         against: a reference to run on the same images, usually the float network.
         threads: threads within an op; 0 for one a core.
+        labelled: count right answers, where the data have labels.
         progress: told the number of images of each batch.
 
     Raises:
@@ -101,7 +104,8 @@ def evaluate(
     """
     runtime = OnnxRuntime(model, threads)
     other = None if against is None else OnnxRuntime(against, threads)
-    tally = _Tally(labelled=batches.labels is not None, where="model" if isinstance(model, bytes) else str(model))
+    labelled = labelled and batches.labels is not None
+    tally = _Tally(labelled=labelled, where="model" if isinstance(model, bytes) else str(model))
     for batch in batches:
         valid = batch.valid
         scores = _first(runtime, batch.inputs)[:valid]
@@ -136,17 +140,22 @@ class _Tally:
         self.reference_right: list[np.ndarray] = []
         self.images = self.top5 = self.same = self.classes = 0
         self.signal = self.noise = 0.0
-        self.compared = False
+        self.compared = self.classifies = False
 
     def add(self, scores: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None) -> None:
         if not np.isfinite(scores).all():
             raise InputError(self.where, "its output has NaN or infinity", "finite values")
         self.images += len(scores)
-        classifies = scores.ndim == 2
+        self.classifies = classifies = scores.ndim == 2
         if self.labelled and labels is not None:
             if not classifies:
-                raise InputError(self.where, f"its output has shape {list(scores.shape)}", "[batch, classes] for labels")
+                raise InputError(
+                    self.where, f"its output has shape {list(scores.shape)}", "[batch, classes] for labels"
+                )
             self.classes = scores.shape[1]
+            if len(labels) != len(scores):
+                found = f"its output has {len(scores)} rows for {len(labels)} images"
+                raise InputError(self.where, found, "[batch, classes] for labels")
             if labels.ndim != 1 or labels.min() < 0 or labels.max() >= self.classes:
                 found = f"labels from {labels.min()} to {labels.max()}"
                 raise InputError("labels", found, f"classes 0 to {self.classes - 1} of {self.where}")
@@ -156,7 +165,9 @@ class _Tally:
         if reference is None:
             return
         if reference.shape != scores.shape:
-            raise InputError(self.where, f"its output has shape {list(scores.shape)}", f"the reference's {list(reference.shape)}")
+            raise InputError(
+                self.where, f"its output has shape {list(scores.shape)}", f"the reference's {list(reference.shape)}"
+            )
         self.compared = True
         self.signal += float((reference.astype(np.float64) ** 2).sum())
         self.noise += float(((reference.astype(np.float64) - scores) ** 2).sum())
@@ -172,7 +183,7 @@ class _Tally:
             images=self.images,
             top1=None if right is None else float(right.mean()),
             top5=None if right is None or self.classes <= 5 else self.top5 / self.images,
-            agreement=self.same / self.images if self.compared else None,
+            agreement=self.same / self.images if self.compared and self.classifies else None,
             sqnr_db=self._sqnr() if self.compared else None,
             drop=None if right is None or reference is None else paired_drop(reference, right),
         )

@@ -29,12 +29,17 @@ class GraphWriter:
         name = value.name or ""
         if name not in self.constants:
             kept = ir.Value(name=name, const_value=value.const_value)
-            kept.shape, kept.dtype = value.shape, value.dtype
+            kept.shape, kept.type = value.shape, value.type
             self.constants[name] = kept
         return self.constants[name]
 
     def node(
-        self, op: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, ir.Attr], output: str, domain: str = ""
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, ir.Attr],
+        output: str,
+        domain: str = "",
     ) -> ir.Value:
         """A node with one output, called `output`; the node has the same name."""
         return self.nodes_of(op, inputs, attributes, [output], domain)[0]

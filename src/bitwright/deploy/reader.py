@@ -68,10 +68,17 @@ def read_model(served: ir.Model, where: str) -> State:
 def _content(served: ir.Model, where: str) -> dict[str, Any]:
     if not is_written(served):
         raise InputError(where, "was not written by bitwright", "a file of `bitwright quantize`")
-    entry = json.loads(served.metadata_props[METADATA_KEY])
-    if entry["version"] > METADATA_VERSION:
-        raise InputError(where, f"has metadata of version {entry['version']}", f"at most {METADATA_VERSION}", "upgrade")
-    content: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(entry["content"])))
+    try:
+        entry = json.loads(served.metadata_props[METADATA_KEY])
+        version = int(entry["version"])
+        if version > METADATA_VERSION:
+            raise InputError(where, f"has metadata of version {version}", f"at most {METADATA_VERSION}", "upgrade")
+        content: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(entry["content"])))
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise InputError(
+            where, f"its bitwright metadata is damaged ({type(error).__name__})", "an unchanged file",
+            "quantize the network again",
+        ) from error  # fmt: skip
     return content
 
 
@@ -89,7 +96,11 @@ def _encodings(plan: Plan, stored: Mapping[str, np.ndarray], where: str) -> dict
             found[site] = Encoding(spec=spec, scale=scale, zero_point=zero)
             continue
         centre = stored.get(f"{site}/centre")
-        zero = torch.zeros_like(scale, dtype=torch.int32) if centre is None else torch.from_numpy(centre.reshape(-1).astype(np.int32))
+        zero = (
+            torch.zeros_like(scale, dtype=torch.int32)
+            if centre is None
+            else torch.from_numpy(centre.reshape(-1).astype(np.int32))
+        )
         shape_like = torch.empty(stored[site].shape, device="meta")
         centre_like = spec.granularity.expand(zero, shape_like)
         codes = PACKINGS[target.weight_packing[spec.bits]].read(stored[site], centre_like)
@@ -99,6 +110,7 @@ def _encodings(plan: Plan, stored: Mapping[str, np.ndarray], where: str) -> dict
             codes = torch.from_numpy(stored[site].astype(np.int32))
             scale = torch.from_numpy(stored[scale_name(site)].copy())
             wide = QSpec(bits=16, signed=True, symmetric=True, axis=0 if scale.ndim else None)
-            found[site] = Encoding(spec=wide, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), codes=codes)
+            found[site] = Encoding(
+                spec=wide, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), codes=codes
+            )
     return found
-

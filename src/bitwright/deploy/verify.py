@@ -8,6 +8,7 @@ same kernels and gives the same outputs without it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,15 @@ from bitwright.placement.place import integer_regions
 from bitwright.plan.encoding import Encoding
 from bitwright.targets import TARGETS
 
+#: The runtime's integer kernel for each op that the writer puts between DequantizeLinear and QuantizeLinear.
+INTEGER_KERNELS = {
+    "Conv": "QLinearConv",
+    "Gemm": "QGemm",
+    "Add": "QLinearAdd",
+    "AveragePool": "QLinearAveragePool",
+    "GlobalAveragePool": "QLinearGlobalAveragePool",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
@@ -50,6 +60,7 @@ class Verification:
         fake_quant_mismatches: codes that differ in plain float simulation, which other toolkits rely on.
         kernels: nodes of each op that the runtime executes.
         float_kernels: of these, the ones that compute in float although the plan has them in integers.
+        unplanned_kernels: of these, the ones that compute in integers although the plan has them in float.
         runtime: name and version.
         saturates: this machine's kernels add pairs of products in int16 (no VNNI).
         made_for_saturation: the file's target allows for that.
@@ -66,6 +77,7 @@ class Verification:
     fake_quant_mismatches: int
     kernels: Mapping[str, int]
     float_kernels: Mapping[str, int]
+    unplanned_kernels: Mapping[str, int]
     runtime: str
     saturates: bool
     made_for_saturation: bool
@@ -73,7 +85,8 @@ class Verification:
     @property
     def proven(self) -> bool:
         """Every code agrees, and so does every top-1."""
-        return self.mismatches == 0 and not self.float_kernels and self.top1_agreement in (None, 1.0)
+        as_planned = not self.float_kernels and not self.unplanned_kernels
+        return self.mismatches == 0 and as_planned and self.top1_agreement in (None, 1.0)
 
 
 def verify(
@@ -112,6 +125,7 @@ def verify(
         mismatches=sum(counts.by_tensor.values()), borrowed=0, first_mismatch=first, by_tensor=counts.by_tensor,
         top1_agreement=counts.agreeing / counts.images if probe.classifies else None,
         fake_quant_mismatches=counts.fake, kernels=probe.kernels, float_kernels=probe.float_kernels(),
+        unplanned_kernels=probe.unplanned_kernels(),
         runtime=f"{OnnxRuntime.name} {OnnxRuntime.version}", saturates=products_saturate() and not precise,
         made_for_saturation=TARGETS[state.plan.target].load().saturates if state.plan else False,
     )  # fmt: skip
@@ -138,6 +152,11 @@ class _Probe:
         made = {o for n in proto.graph.node for o in n.output}
         every = {v.name: v for r in self.rules for v in (*r.inputs, r.output)}
         self.sites = [s for s in every if s is not None and codes_name(s) in made]
+        # A ReLU or Clip that bounds nothing is not in the file: its codes are those that it reads.
+        self.unwritten = {
+            r.output.name or "": r.inputs[0].name or "" for r in self.rules
+            if r.op.op_type in ("Relu", "Clip") and codes_name(r.output.name or "") not in made
+        }  # fmt: skip
         probed = _probed(proto, [codes_name(s) for s in self.sites])
         self.kernels = kernels(path, precise=precise)
         if (seen := kernels(probed, precise=precise)) != self.kernels:
@@ -183,6 +202,13 @@ class _Probe:
         extra = {op: n - allowed.get(op, 0) for op, n in self.kernels.items() if op in computing}
         return {op: n for op, n in extra.items() if n > 0}
 
+    def unplanned_kernels(self) -> dict[str, int]:
+        """Integer kernels beyond those that the plan asks for."""
+        planned = Counter(INTEGER_KERNELS[r.op.op_type] for r in self.rules if r.op.op_type in INTEGER_KERNELS)
+        made = {op: n for op, n in self.kernels.items() if op.startswith("QLinear") or op in ("QGemm", "QAttention")}
+        extra = {op: n - planned.get(op, 0) for op, n in made.items()}
+        return {op: n for op, n in extra.items() if n > 0}
+
     @torch.no_grad()
     def compare(self, batch: Batch, counts: _Counts) -> None:
         """One batch: served codes against the formulas, served outputs against the whole simulation."""
@@ -192,12 +218,14 @@ class _Probe:
             if not np.array_equal(expected, served[name], equal_nan=True):
                 raise GoalError(str(self.path), f"reading codes out changes output {name!r}", "the same output")
         codes = {s: torch.from_numpy(served[codes_name(s)]) for s in self.sites}
+        for site, source in self.unwritten.items():
+            codes[site] = codes[source]
         inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
         expected_codes = {s: module(inputs[s]) for s, module in self.entrances.items()}
         for region, module in self.modules:
             operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
-            arguments = [codes[v.name or ""] for v in operands if v is not None and (v.name or "") in codes]
-            if region.output.name in codes:
+            arguments = [codes[v.name or ""] for v in operands if v is not None and not v.is_initializer()]
+            if region.output.name not in self.unwritten:
                 expected_codes[region.output.name] = module(*arguments)
         valid = batch.valid
         for site, expected in expected_codes.items():

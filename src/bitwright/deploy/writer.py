@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import zlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from bitwright.deploy.names import codes_name, real_name, scale_name, unbounded_
 from bitwright.deploy.packing import PACKINGS
 from bitwright.errors import InputError
 from bitwright.execute.integer import bias_scale, code_bounds, quantized_bias
+from bitwright.graph.captures import captured_values
 from bitwright.graph.regions import Region
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
@@ -38,6 +41,12 @@ from bitwright.targets.target import OpRule, Target
 METADATA_KEY, METADATA_VERSION = "bitwright", 1
 #: Constants of more elements are not repeated in the skeleton.
 SKELETON_LIMIT = 16
+#: Float ops that the runtime would make integer kernels of, in an arithmetic of its own, if they stood between
+#: DequantizeLinear and QuantizeLinear. Where the plan keeps them in float, they read codes through plain arithmetic.
+FUSED_BY_THE_RUNTIME = {
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Sigmoid", "Softmax", "LeakyRelu", "AveragePool",
+    "GlobalAveragePool", "Concat", "Where",
+}  # fmt: skip
 #: Lowest IR version that allows operator set 21.
 IR_VERSION = 10
 
@@ -79,8 +88,11 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # an interrupted run leaves nothing behind either
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise InputError(str(path), f"cannot be written: {error.strerror}", fix="choose another --output") from error
 
 
@@ -92,6 +104,8 @@ class _Writer:
         self.rules: Mapping[Region, OpRule] = integer_regions(state.model, state.plan, target)
         self.codes: dict[str, ir.Value] = {}
         self.real: dict[str, ir.Value] = {}
+        self.pairs: dict[str, ir.Value] = {}
+        self.exits: dict[str, ir.Value] = {}
 
     def model(self) -> ir.Model:
         source = self.state.model
@@ -114,11 +128,9 @@ class _Writer:
             inputs, outputs, nodes=self.out.nodes, initializers=list(self.out.constants.values()),
             opset_imports=domains, name=source.graph.name or "bitwright",
         )  # fmt: skip
-        from bitwright import __version__
-
         return ir.Model(
             graph, ir_version=max(IR_VERSION, source.ir_version if opset > 21 else 0), producer_name="bitwright",
-            producer_version=__version__, metadata_props={METADATA_KEY: embed(self.state)},
+            producer_version=version("bitwright"), metadata_props={METADATA_KEY: embed(self.state)},
         )  # fmt: skip
 
     def _encoding(self, site: str) -> Encoding:
@@ -151,26 +163,47 @@ class _Writer:
         low, high = (self.out.constant(f"uint8/{b}", np.array(b, dtype=np.uint8)) for b in bounds)
         return self.out.node("Clip", [codes, low, high], {}, name)
 
-    def _real_of(self, value: ir.Value) -> ir.Value:
-        """Real values of anything a float op, or the inside of a kernel, reads."""
+    def _real_of(self, value: ir.Value, op: str) -> ir.Value:
+        """Real values of what a float op reads."""
         name = value.name or ""
         if value.is_initializer():
             if name in self.state.overlay:
                 return self.out.constant(name, self.state.overlay[name].numpy())
             return self.out.keep(value)
-        if name not in self.real:
-            self.real[name] = self.out.node(
-                "DequantizeLinear", [self.codes[name], *self._scales(name)], {}, real_name(name)
+        if name in self.real:
+            return self.real[name]
+        return self._exit(name) if op in FUSED_BY_THE_RUNTIME else self._dequantized(name)
+
+    def _dequantized(self, site: str) -> ir.Value:
+        """Codes through DequantizeLinear: the entrance of a kernel, or of a float op that the runtime leaves alone."""
+        if site not in self.pairs:
+            inputs = [self.codes[site], *self._scales(site)]
+            self.pairs[site] = self.out.node("DequantizeLinear", inputs, {}, real_name(site))
+        return self.pairs[site]
+
+    def _exit(self, site: str) -> ir.Value:
+        """`(q - z) * s` in plain float arithmetic, the same numbers as DequantizeLinear."""
+        if site not in self.exits:
+            encoding = self._encoding(site)
+            scale, _ = self._scales(site)
+            to_float = {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)}
+            wide = self.out.node("Cast", [self.codes[site]], to_float, f"{site}/wide")
+            zero = self.out.constant(
+                f"{self.plan.resolve(site)[0]}/zero_point_real", encoding.zero_point.float().numpy()
             )
-        return self.real[name]
+            centred = self.out.node("Sub", [wide, zero], {}, f"{site}/centred")
+            self.exits[site] = self.out.node("Mul", [centred, scale], {}, f"{site}/float")
+        return self.exits[site]
 
     def _float(self, node: ir.Node) -> None:
         """A node that stays as it is."""
-        inputs = [None if v is None else self._real_of(v) for v in node.inputs]
+        inputs = [None if v is None else self._real_of(v, node.op_type) for v in node.inputs]
+        for captured in captured_values(node):  # branches read by name
+            self._real_of(captured, node.op_type).name = captured.name
         names = [v.name or "" for v in node.outputs]
         made = self.out.nodes_of(node.op_type, inputs, node.attributes, names, node.domain)
         for before, value in zip(node.outputs, made, strict=True):
-            value.shape, value.dtype = before.shape, before.dtype
+            value.shape, value.type = before.shape, before.type
             self.real[before.name or ""] = value
 
     def _region(self, region: Region) -> None:
@@ -190,25 +223,13 @@ class _Writer:
             self.codes[site] = self._move(region, site)
 
     def _inside(self, region: Region, value: ir.Value | None) -> ir.Value | None:
-        if value is None or not value.is_initializer():
-            if value is not None:
-                self._codes_of(value)
-                return self._dequantized(value)
+        """What a kernel's op reads: real values that come from codes, always."""
+        if value is None:
             return None
-        if value is region.weight:
-            return self._weight(region, value.name or "")
-        return self._bias(region, value.name or "")
-
-    def _dequantized(self, value: ir.Value) -> ir.Value:
-        """Real values made from codes, also where the real values themselves are at hand (network input)."""
-        name = value.name or ""
-        key = real_name(name)
-        made = next((v for n in self.out.nodes for v in n.outputs if v.name == key), None)
-        if made is not None:
-            return made
-        made = self.out.node("DequantizeLinear", [self.codes[name], *self._scales(name)], {}, key)
-        self.real.setdefault(name, made)
-        return made
+        if not value.is_initializer():
+            self._codes_of(value)
+            return self._dequantized(value.name or "")
+        return (self._weight if value is region.weight else self._bias)(region, value.name or "")
 
     def _weight(self, region: Region, name: str) -> ir.Value:
         encoding = self.state.encodings[name]
@@ -240,7 +261,8 @@ class _Writer:
         if op.op_type == "Concat":
             inputs: list[ir.Value | None] = [self._codes_of(v) for v in op.inputs if v is not None]
         else:
-            inputs = [self._codes_of(region.inputs[0]), *(None if v is None else self._real_of(v) for v in op.inputs[1:])]
+            arguments = (None if v is None else self._real_of(v, op.op_type) for v in op.inputs[1:])
+            inputs = [self._codes_of(region.inputs[0]), *arguments]
         if op.op_type == "Pad":
             zero = self._scales(site)[1]
             inputs = [*inputs[:2], zero, *inputs[3:]]
@@ -249,12 +271,9 @@ class _Writer:
     def _output(self, value: ir.Value) -> ir.Value:
         """A graph output keeps its name, shape and float type."""
         name = value.name or ""
-        made = self.real.get(name)
-        if made is None:
-            made = self.out.node("DequantizeLinear", [self.codes[name], *self._scales(name)], {}, name)
-        elif made.name != name:
-            made.name = name
-        made.shape, made.dtype = value.shape, value.dtype
+        made = self.real.get(name) or self._dequantized(name)
+        made.name = name
+        made.shape, made.type = value.shape, value.type
         return made
 
 

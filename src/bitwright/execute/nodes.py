@@ -23,9 +23,25 @@ def op_function(op_type: str) -> Callable[..., Any]:
         UnsupportedError: no row of `OPS`.
     """
     if op_type not in OPS:
-        raise UnsupportedError(f"op {op_type!r}", "cannot be executed", f"one of {len(OPS)} ops", did_you_mean(op_type, OPS))
+        near = did_you_mean(op_type, OPS)
+        raise UnsupportedError(f"op {op_type!r}", "cannot be executed", f"one of {len(OPS)} ops", near)
     function: Callable[..., Any] = OPS[op_type].load()
     return function
+
+
+def function_of(node: ir.Node) -> Callable[..., Any]:
+    """The torch function of a node.
+
+    Raises:
+        UnsupportedError: no row of `OPS`, or an op of another domain, which means something else.
+    """
+    if node.domain or node.op_type not in OPS:
+        domain = f" of the domain {node.domain!r}" if node.domain else ""
+        raise UnsupportedError(
+            f"node {node.name!r}", f"op {node.op_type!r}{domain} cannot be executed",
+            f"one of the {len(OPS)} ops of bitwright.execute.OPS", "export the network without it",
+        )  # fmt: skip
+    return op_function(node.op_type)
 
 
 @cache

@@ -78,7 +78,8 @@ def observe(
             values = _joined(watch, kinds, parts, batch.valid)
             if not torch.isfinite(values).all():
                 raise InputError(
-                    f"site {watch.site!r}", f"NaN or infinity among the float network's values in images {_names(batch)}",
+                    f"site {watch.site!r}",
+                    f"NaN or infinity among the float network's values in images {_names(batch)}",
                     "finite values", "check the weights before it and the preprocessing",
                 )  # fmt: skip
             consume(watch.site, values)
@@ -144,13 +145,20 @@ def float_session(model: ir.Model, threads: int = 0) -> ort.InferenceSession:
         threads: threads within an op; 0 for one a core.
 
     Raises:
-        InputError: the model is too large to be handed over as one message.
+        InputError: the model is too large to be handed over as one message, or the runtime cannot load it.
     """
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size >= MESSAGE_LIMIT:
         raise InputError("model", f"has {size:,} bytes of weights", f"fewer than {MESSAGE_LIMIT:,}")
     proto: onnx.ModelProto = ir.to_proto(model)
-    return session_of(proto.SerializeToString(), threads)
+    try:
+        return session_of(proto.SerializeToString(), threads)
+    except Exception as error:  # the runtime's own exceptions share no base class
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            "model", f"ONNX Runtime {ort.__version__} cannot load it: {reason}", "a network that it runs",
+            "mend or export it again",
+        ) from error  # fmt: skip
 
 
 def session_of(

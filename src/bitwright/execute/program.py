@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitwright.errors import InputError
-from bitwright.execute.integer import bias_scale, quantized_bias, region_kernel
-from bitwright.execute.nodes import attributes_of, op_function
+from bitwright.execute.integer import MOVING_OPS, bias_scale, quantized_bias, region_kernel
+from bitwright.execute.nodes import attributes_of, function_of
 from bitwright.graph.overlay import initializer
 from bitwright.graph.regions import Region
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import Plan
-from bitwright.plan.spec import Derived, Shared
+from bitwright.plan.spec import Derived
 
 Mode = Literal["float", "simulated", "integer"]
 
@@ -54,6 +54,9 @@ class Program:
 class FakeQuantize(nn.Module):
     """Quantize and dequantize at one site; scale and zero point are buffers."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, encoding: Encoding) -> None:
         super().__init__()
         self.spec = encoding.spec
@@ -61,9 +64,8 @@ class FakeQuantize(nn.Module):
         self.register_buffer("zero_point", encoding.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale: Tensor = self.scale  # type: ignore[assignment]
-        zero_point: Tensor = self.zero_point  # type: ignore[assignment]
-        return Encoding(spec=self.spec, scale=scale, zero_point=zero_point).fake_quantize(x)
+        """Real values on the grid."""
+        return Encoding(spec=self.spec, scale=self.scale, zero_point=self.zero_point).fake_quantize(x)
 
 
 class FakeQuantizeBias(nn.Module):
@@ -74,6 +76,7 @@ class FakeQuantizeBias(nn.Module):
         self.x, self.w = x, weight
 
     def forward(self, bias: Tensor) -> Tensor:
+        """The bias at its codes."""
         codes = quantized_bias(bias.detach(), self.x, self.w)
         rounded = (codes * bias_scale(self.x, self.w).double()).float()
         return bias + (rounded - bias).detach()
@@ -87,6 +90,7 @@ class Quantize(nn.Module):
         self.encoding = encoding
 
     def forward(self, x: Tensor) -> Tensor:
+        """Codes."""
         return self.encoding.quantize(x).to(torch.uint8)
 
 
@@ -98,6 +102,7 @@ class Dequantize(nn.Module):
         self.encoding = encoding
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Real values."""
         return self.encoding.dequantize(codes.int())
 
 
@@ -156,9 +161,9 @@ class _Builder:
         self.constants: dict[str, fx.Node] = {}
         self.inputs: tuple[str, ...] = ()
         # In simulation a copy of quantized values is on the grid already.
-        self.on_grid = {r.output.name for r in integer if r.op.op_type not in ("Conv", "Gemm", "Add")} & {
-            site for site, spec in (plan.sites.items() if plan else ()) if isinstance(spec, Shared)
-        }
+        self.on_grid = {r.output.name for r in integer if r.op.op_type in MOVING_OPS}
+        self.inside = {node for region in integer for node in region.nodes}
+        self.snapped: dict[str, fx.Node] = {}
 
     def encoding(self, value: ir.Value) -> Encoding:
         """The encoding of a site, its own or the one it shares."""
@@ -185,7 +190,7 @@ class _Builder:
     def enter(self, value: ir.Value) -> None:
         """A graph input."""
         self.inputs = (*self.inputs, value.name or "")
-        self.real[value.name or ""] = self._simulated(value, self.graph.placeholder(f"input_{len(self.inputs)}"))
+        self.real[value.name or ""] = self.graph.placeholder(f"input_{len(self.inputs)}")
 
     def _simulated(self, value: ir.Value, node: fx.Node) -> fx.Node:
         if self.mode == "simulated" and self._quantized(value) and value.name not in self.on_grid:
@@ -233,12 +238,25 @@ class _Builder:
 
     def call(self, node: ir.Node) -> None:
         """One op on real numbers."""
-        arguments = tuple(None if v is None else self.real_of(v) for v in node.inputs)
-        result = self.graph.call_function(op_function(node.op_type), arguments, attributes_of(node))
+        # What float ops or the network's input give reaches an integer region quantized, and a float op as it is.
+        read = self.snapped_of if node in self.inside else self.real_of
+        arguments = tuple(None if v is None else read(v) for v in node.inputs)
+        result = self.graph.call_function(function_of(node), arguments, attributes_of(node))
         several = len(node.outputs) > 1
         for i, value in enumerate(node.outputs):
             part = self.graph.call_function(_item, (result, i)) if several else result
-            self.real[value.name or ""] = self._simulated(value, part)
+            self.real[value.name or ""] = self._simulated(value, part) if node in self.inside else part
+            if node in self.inside:
+                self.snapped[value.name or ""] = self.real[value.name or ""]
+
+    def snapped_of(self, value: ir.Value) -> fx.Node:
+        """The fx node of a value as an integer region sees it in simulation."""
+        name = value.name or ""
+        if value.is_initializer() or self.mode != "simulated":
+            return self.real_of(value)
+        if name not in self.snapped:
+            self.snapped[name] = self._simulated(value, self.real[name])
+        return self.snapped[name]
 
     def kernel(self, region: Region) -> None:
         """One region on codes."""
@@ -250,7 +268,9 @@ class _Builder:
 
     def finish(self, outputs: Sequence[str], codes: bool) -> fx.GraphModule:
         """The module that returns `outputs`."""
-        values = {v.name: v for n in self.model.graph for v in n.outputs} | {v.name: v for v in self.model.graph.inputs}
+        values = {v.name: v for n in self.model.graph for v in n.outputs} | {
+            v.name: v for v in self.model.graph.inputs
+        }
         results = []
         for name in outputs:
             value = values[name]

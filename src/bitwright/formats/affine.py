@@ -167,12 +167,14 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return (q - zero_point).to(torch.float32) * scale
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Affine) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Affine, *, out: Tensor | None = None) -> Tensor:
     """`dequantize(quantize(x))`, the same float32 values, with straight-through gradients.
 
     `dy/dx = 1` where `qmin <= rnd(x / s) + z <= qmax`, else 0: the mask looks at the rounded code, as torch does.
     A scale or a floating-point zero point that requires a gradient receives
     `dy/ds = rnd(x / s) - x / s` inside and `q - z` outside, `dy/dz = 0` inside and `-s` outside.
+
+    Loops over many scales pass `out`, a float32 buffer of the shape of the result; it takes no gradients.
 
     Example:
         >>> x = torch.tensor([-3.0, 0.3, 0.8, 9.0], requires_grad=True)
@@ -181,8 +183,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Affine) ->
         >>> y.tolist(), x.grad.tolist()
         ([-1.0, 0.5, 0.5, 0.5], [0.0, 1.0, 0.0, 0.0])
     """
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or zero_point.requires_grad):
+    if (
+        out is None
+        and torch.is_grad_enabled()
+        and (x.requires_grad or scale.requires_grad or zero_point.requires_grad)
+    ):
         code = (round_straight_through(x.float() / scale) + zero_point).clamp(grid.qmin, grid.qmax)
         return (code - zero_point) * scale
-    code = torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+    code = torch.div(x.float(), scale, out=out).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
     return code.sub_(zero_point).mul_(scale)

@@ -22,6 +22,7 @@ from bitwright.formats.affine import SMALLEST_SCALE
 from bitwright.formats.levels import decode_levels, encode_levels, midpoints
 
 _TOP = 127
+_CHUNK = 1 << 20  # values that are sorted into cells at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def best_levels(values: Tensor, count: int) -> Tensor:
         >>> best_levels(torch.tensor([1.0, 1.2, 9.0, 9.4]), 2)
         tensor([1, 9], dtype=torch.int8)
     """
-    between, below, above = _costs(values.flatten().double())
+    between, below, above = _costs(values.flatten())
     cost, came_from = below, []
     for _ in range(count - 1):
         cost, previous = (cost[:, None] + between).min(0)
@@ -102,12 +103,15 @@ def _costs(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Neighbours i < j part at their midpoint, a multiple of one half: sums over cells of one half suffice.
     """
-    cell = (values * 2).floor().clamp(-2 * _TOP, 2 * _TOP).long() + 2 * _TOP
-    moments = [torch.ones_like(values), values, values.square()]
-    # sums[k][c]: sum of x^k over the cells before c.
     cells = 4 * _TOP + 1
-    running = [torch.bincount(cell, weights=m, minlength=cells).cumsum(0) for m in moments]
-    sums = [torch.nn.functional.pad(r, (1, 0)) for r in running]
+    moments = torch.zeros(3, cells, dtype=torch.float64, device=values.device)
+    for part in torch.split(values, _CHUNK):
+        x = part.double()
+        cell = (x * 2).floor().clamp(-2 * _TOP, 2 * _TOP).long() + 2 * _TOP
+        for k, power in enumerate((torch.ones_like(x), x, x.square())):
+            moments[k] += torch.bincount(cell, weights=power, minlength=cells)
+    # sums[k][c]: sum of x^k over the cells before c.
+    sums = torch.nn.functional.pad(moments.cumsum(1), (1, 0))
     level = torch.arange(-_TOP, _TOP + 1, device=values.device)
     start = 2 * (level + _TOP)  # first cell of each level
 

@@ -6,21 +6,20 @@ import importlib
 import os
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from bitwright.errors import InputError, UnsupportedError
-from bitwright.graph.export import from_exported_program, from_module
+from bitwright.errors import BitwrightError, InputError, UnsupportedError
+from bitwright.graph.export import from_exported_program, from_module, quiet
+from bitwright.graph.weights import check_data
 
 #: The oldest operator set that is read, and the newest (ONNX Runtime 1.31 reads no newer).
 OLDEST_OPSET, NEWEST_OPSET = 7, 26
-#: Operator domains whose meaning bitwright knows.
-KNOWN_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 
 
 def open_model(source: Any, example: Any = None) -> ir.Model:
@@ -33,8 +32,10 @@ def open_model(source: Any, example: Any = None) -> ir.Model:
 
     Raises:
         InputError: the file is missing, no ONNX, truncated, fails the checker, or lacks its external data.
+        UnsupportedError: an operator set that is not read, or a module that cannot be exported.
     """
     if isinstance(source, ir.Model):
+        _check_opsets("model", source.graph.opset_imports)
         return source
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
@@ -48,38 +49,67 @@ def open_model(source: Any, example: Any = None) -> ir.Model:
 
 def _existing_file(path: Path) -> None:
     if not path.exists():
-        raise InputError(str(path), "no such file", "an ONNX file, a .pt2 file or module:callable")
-    if not path.is_file():
+        raise InputError(str(path), "no such file", "an ONNX file, a .pt2 file or module:callable", "check the path")
+    if path.is_dir():
         raise InputError(str(path), "is a folder", "an ONNX file", "name the .onnx file inside it")
+    if not path.is_file():
+        raise InputError(str(path), "is not a regular file", "an ONNX file", "check the path")
     if not os.access(path, os.R_OK):
-        raise InputError(str(path), "cannot be read", fix="check the file's permissions")
+        raise InputError(str(path), "cannot be read", "a readable file", "check the file's permissions")
 
 
 def _open_onnx(path: Path) -> ir.Model:
     _existing_file(path)
-    head = path.open("rb").read(1)
-    if not head:
-        raise InputError(str(path), "the file is empty", "an ONNX model", "export it again")
+    proto = _parse(path)
+    check_data(path, proto)
+    _check_opsets(str(path), {o.domain: o.version for o in proto.opset_import})
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
+        onnx.checker.check_model(str(path))
+    except Exception as error:
+        raise InputError(
+            str(path), f"the ONNX checker says: {_first_line(error)}", "a valid model", "export it again"
+        ) from error
+    model = ir.load(str(path), format="protobuf")
+    # Up to IR version 3 constants were listed as inputs, with their value as default.
+    RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, 4)
+    return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    with path.open("rb") as stream:
+        head = stream.read(1)
+    if not head:
+        raise InputError(str(path), "the file is empty", "an ONNX model", "copy or export it again")
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except Exception as error:
         # Every exporter writes ir_version (field 1, a varint) first: the byte 0x08.
         if head == b"\x08":
             raise InputError(
                 str(path), f"the ONNX model ends or breaks off inside a message ({path.stat().st_size:,} bytes)",
                 "a complete file", "copy or export it again",
             ) from error  # fmt: skip
-        raise InputError(str(path), "is not an ONNX file", "a serialized ONNX ModelProto") from error
-    if not proto.ir_version or not proto.graph.ByteSize():
-        raise InputError(str(path), "is not an ONNX model", "a serialized ONNX ModelProto with a graph")
-    _check_external_data(path, proto)
-    _check_opsets(str(path), {o.domain: o.version for o in proto.opset_import})
-    try:
-        onnx.checker.check_model(str(path))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(str(path), f"the ONNX checker says: {reason}", "a valid model", "export it again") from error
-    return ir.load(str(path))
+        raise InputError(
+            str(path), "is not an ONNX file", "a serialized ONNX ModelProto", "name the network's .onnx file"
+        ) from error
+    if not proto.ir_version or not proto.graph.ByteSize() or not proto.graph.node or not proto.opset_import:
+        lacks = [
+            word
+            for word, there in (
+                ("IR version", proto.ir_version), ("graph", proto.graph.node), ("operator set", proto.opset_import)
+            )
+            if not there
+        ]  # fmt: skip
+        raise InputError(
+            str(path), f"is not a whole ONNX model: it has no {' and no '.join(lacks)}",
+            "a serialized ONNX ModelProto", "copy or export it again",
+        )  # fmt: skip
+    return proto
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _check_opsets(where: str, opsets: Mapping[str, int]) -> None:
@@ -90,54 +120,30 @@ def _check_opsets(where: str, opsets: Mapping[str, int]) -> None:
         )
 
 
-def _check_external_data(path: Path, proto: onnx.ModelProto) -> None:
-    folder = path.resolve().parent
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {e.key: e.value for e in tensor.external_data}
-        location = entries.get("location", "")
-        target = (folder / location).resolve()
-        if not location or not target.is_relative_to(folder):
-            raise InputError(
-                f"{path}: weight {tensor.name!r}", f"its data lies outside the model's folder, at {location!r}",
-                "a file beside the model", "save the model again with its data beside it",
-            )  # fmt: skip
-        if not target.is_file():
-            raise InputError(
-                f"{path}: weight {tensor.name!r}", f"its data file {location!r} is missing",
-                fix=f"put {location!r} beside the model",
-            )  # fmt: skip
-        need = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        if target.stat().st_size < need:
-            raise InputError(
-                f"{path}: weight {tensor.name!r}",
-                f"its data file {location!r} has {target.stat().st_size:,} bytes", f"at least {need:,}",
-                "copy the data file again",
-            )  # fmt: skip
-
-
 def _open_pt2(path: Path) -> ir.Model:
     import torch
 
     _existing_file(path)
+    expected, fix = "a file written by torch.export.save", "write it again with torch.export.save"
     if not zipfile.is_zipfile(path):
-        raise InputError(str(path), "is not a .pt2 archive", "a file written by torch.export.save")
+        raise InputError(str(path), "is not a .pt2 archive", expected, fix)
     try:
-        program = torch.export.load(str(path))
+        with quiet():
+            program = torch.export.load(str(path))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(str(path), f"torch.export.load says: {reason}", "a file of torch.export.save") from error
+        raise InputError(str(path), "is an archive that torch.export.load cannot read", expected, fix) from error
     return from_exported_program(program, where=str(path))
 
 
 def _from_callable(text: str, example: Any) -> ir.Model:
-    made = call_named(text, kind="model")
-    module = made
-    if isinstance(made, Sequence) and len(made) == 2:
-        module, example = made
+    module = call_named(text, kind="model")
+    if isinstance(module, tuple | list) and len(module) == 2:
+        module, example = module
     if not hasattr(module, "state_dict"):
-        raise InputError(text, f"returned {type(made).__name__}", "an nn.Module, or (nn.Module, example batch)")
+        raise InputError(
+            text, f"returned {type(module).__name__}", "an nn.Module, or (nn.Module, example batch)",
+            "return one of these",
+        )  # fmt: skip
     return from_module(module, example, where=text)
 
 
@@ -145,18 +151,35 @@ def call_named(text: str, kind: str) -> Any:
     """Call `"module:callable"` without arguments; the current folder is searched first.
 
     Raises:
-        InputError: the module or the callable does not exist.
+        InputError: the module or the callable does not exist, or raises an error.
     """
     module_name, _, attribute = text.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    expected = f"a {kind}'s path or module:callable"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            text, f"no such file, and no Python module {error.name!r}", f"a {kind}'s path or module:callable"
+            text, f"no such file, and no Python module {error.name!r}", expected, "check the spelling and the folder"
         ) from error
+    except Exception as error:  # an import runs the user's code
+        raise InputError(
+            text, f"importing {module_name!r} raised {type(error).__name__}: {_first_line(error)}", expected,
+            "mend that first",
+        ) from error  # fmt: skip
     target = getattr(module, attribute, None)
     if not callable(target):
-        raise InputError(text, f"module {module_name!r} has no callable {attribute!r}", f"module:callable for a {kind}")
-    return target()
+        raise InputError(
+            text, f"module {module_name!r} has no callable {attribute!r}", f"module:callable for a {kind}",
+            "check the spelling",
+        )  # fmt: skip
+    try:
+        return target()
+    except BitwrightError:
+        raise
+    except Exception as error:
+        raise InputError(
+            text, f"calling it raised {type(error).__name__}: {_first_line(error)}",
+            f"a callable without arguments that returns a {kind}", "mend that first",
+        ) from error  # fmt: skip

@@ -1,21 +1,22 @@
 """Regions: the nodes that a runtime executes as one.
 
 A region is one op and the activation that follows it alone: conv/gemm + bias + BN + relu/relu6, residual add + relu,
-pool, concat, reshape ... It carries the module path of its weight for a name, whichever way the exporter spells its
-values, and every node of the graph belongs to exactly one region.
+pool, concat, reshape ... It is named after the module that holds its weight or that called it, whichever exporter
+wrote the file, and every node of the graph belongs to exactly one region.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from bitwright.graph.macs import node_macs
-from bitwright.graph.names import node_path, weight_path
+from bitwright.graph.captures import captured_values
+from bitwright.graph.macs import WEIGHTED_OPS, node_macs
+from bitwright.graph.names import module_path, weight_path
 
-#: Activations that a preceding op may absorb.
-ACTIVATIONS = {"Relu", "Clip"}
 #: Ops that absorb batch norm and an activation.
 ABSORBING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization"}
 
@@ -25,9 +26,11 @@ class Region:
     """One op with what it absorbed.
 
     Attributes:
-        name: module path of the weight (`layer1.0.conv1`), else of the node.
+        name: module path of the weight (`layer1.0.conv1`); without a weight, path of the module that is the op
+            (`avgpool`), or of the module that called it and the op's type (`layer1.0.Add`); where the file names no
+            modules, the node's name. A second region of the same name is `name#2`.
         nodes: in execution order; the first is the op itself.
-        inputs: values computed elsewhere that the region reads (no initializers).
+        inputs: values computed elsewhere that the region reads, in branches too (no initializers).
         weight, bias: initializers of conv, gemm, matmul; None elsewhere.
         output: the value that others read.
         bounds: `(low, high)` of the absorbed activation, `(0, inf)` for ReLU; None without one.
@@ -59,9 +62,11 @@ class Region:
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """The one node that reads `value`, or None when several do or the value leaves the graph."""
+    """The one node that reads `value`; None when several do, one in a branch does, or the value leaves the graph."""
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.graph is not value.graph:
+        return None
+    return uses[0].node
 
 
 def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
@@ -76,22 +81,20 @@ def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
             continue
         if value.const_value is None:
             return None
-        bounds[i] = float(value.const_value.numpy())
+        bounds[i] = float(value.const_value.numpy().item())
     return bounds[0], bounds[1]
 
 
 def find_regions(model: ir.Model) -> list[Region]:
     """All regions of a normalised model, in execution order."""
     taken: set[ir.Node] = set()
-    regions: list[Region] = []
-    names: dict[str, int] = {}
+    groups: list[list[ir.Node]] = []
     for node in model.graph:
-        if node in taken:
-            continue
-        nodes = _grow(node)
-        taken.update(nodes)
-        regions.append(_region(nodes, names))
-    return regions
+        if node not in taken:
+            groups.append(_grow(node))
+            taken.update(groups[-1])
+    names = region_names([nodes[0] for nodes in groups])
+    return [_region(nodes, name) for nodes, name in zip(groups, names, strict=True)]
 
 
 def _grow(node: ir.Node) -> list[ir.Node]:
@@ -107,18 +110,53 @@ def _grow(node: ir.Node) -> list[ir.Node]:
     return nodes
 
 
-def _region(nodes: list[ir.Node], names: dict[str, int]) -> Region:
+def region_names(ops: Sequence[ir.Node]) -> list[str]:
+    """A name for the region of each op, all different.
+
+    Example:
+        >>> conv, add = (ir.Node("", t, [], name=f"/block/{n}") for t, n in [("Conv", "conv1/Conv"), ("Add", "Add")])
+        >>> region_names([conv, add, add])
+        ['block.conv1', 'block.Add', 'block.Add#2']
+    """
+    paths = [_path(op) for op in ops]
+    containers = {p[:i] for p in paths if p for i, c in enumerate(p) if c == "."}
+    kinds: dict[str | None, set[str]] = defaultdict(set)
+    for op, path in zip(ops, paths, strict=True):
+        kinds[path].add(op.op_type)
+    seen: dict[str, int] = {}
+    names = []
+    for op, path in zip(ops, paths, strict=True):
+        if path is None:
+            name = op.name or (_weight_name(op) or f"{op.op_type}:{op.outputs[0].name if op.outputs else ''}")
+        elif path and path not in containers and (len(kinds[path]) == 1 or _weight_name(op)):
+            name = path
+        else:  # called in a module that has other ops too
+            name = f"{path}.{op.op_type}" if path else op.op_type
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def _path(op: ir.Node) -> str | None:
+    return weight_path(_weight_name(op)) or module_path(op)
+
+
+def _weight_name(op: ir.Node) -> str:
+    weight = _initializer(op, WEIGHTED_OPS[op.op_type]) if op.op_type in WEIGHTED_OPS else None
+    return "" if weight is None else weight.name or ""
+
+
+def _region(nodes: list[ir.Node], name: str) -> Region:
     op = nodes[0]
-    weight = _initializer(op, 1) if op.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
+    weight = _initializer(op, WEIGHTED_OPS[op.op_type]) if op.op_type in WEIGHTED_OPS else None
     bias = _initializer(op, 2) if op.op_type in ("Conv", "ConvTranspose", "Gemm") else None
     inside = {o for n in nodes for o in n.outputs}
     inputs = dict.fromkeys(
-        v for n in nodes for v in n.inputs if v is not None and v not in inside and not v.is_initializer()
+        v
+        for n in nodes
+        for v in (*n.inputs, *captured_values(n))
+        if v is not None and v not in inside and not v.is_initializer()
     )
-    name = (weight_path(weight.name or "") if weight is not None else "") or node_path(op)
-    names[name] = names.get(name, 0) + 1
-    if names[name] > 1:  # a weight used twice, or node names that repeat
-        name = f"{name}#{names[name]}"
     return Region(
         name=name, nodes=tuple(nodes), inputs=tuple(inputs), weight=weight, bias=bias, output=nodes[-1].outputs[0],
         bounds=activation_bounds(nodes[-1]), macs=sum(node_macs(n) for n in nodes),

@@ -30,7 +30,8 @@ def float32(region: Region) -> str | None:
     """Activations are float32 tensors."""
     for value in (*region.inputs, region.output):
         if value.dtype != ir.DataType.FLOAT:
-            return f"{value.name!r} is {'of unknown type' if value.dtype is None else value.dtype.name.lower()}, not float32"
+            found = "of unknown type" if value.dtype is None else value.dtype.name.lower()
+            return f"{value.name!r} is {found}, not float32"
     return None
 
 

@@ -43,9 +43,7 @@ class Placement:
     refused: Mapping[Region, str] = field(default_factory=dict)
 
 
-def place(
-    model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8
-) -> Placement:
+def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8) -> Placement:
     """Place quantizers on a normalised model.
 
     Args:
@@ -55,7 +53,8 @@ def place(
         ends: bits of the network's ends; None for the same as everywhere.
 
     Raises:
-        InputError: an override matches nothing, or sites that share an encoding are given different widths.
+        InputError: an override matches nothing, has no effect, or gives different widths to sites that share an
+            encoding.
         UnsupportedError: a width that the target lacks, or no quantizable op at all.
     """
     regions = find_regions(model)
@@ -69,27 +68,53 @@ def place(
     root = _shared_roots(regions, integer)
     bits = _widths(model, regions, root, overrides, matched, ends, target.widest_weight)
     quantized = {v for r in integer for v in (*r.inputs, r.output)}
+    for override, found in zip(overrides, matched, strict=True):
+        _check_effect(override, found, integer, quantized)
     specs: dict[str, SiteSpec] = {}
     by_region: dict[str, tuple[str, ...]] = {}
     for region in regions:
         rule = integer.get(region)
         for value in (*region.inputs, region.output):
-            specs.setdefault(value.name or "", _activation_spec(value, quantized, root, bits, regions, refused, target))
-        for value in (region.weight, region.bias):
-            if value is not None:
-                specs[value.name or ""] = _constant_spec(region, value, rule, refused, bits, target)
-        by_region[region.name] = tuple(v.name or "" for v in (region.weight, region.bias, region.output) if v is not None)
-    plan = Plan(target=target.name, sites=specs, regions=by_region)
+            specs.setdefault(
+                value.name or "", _activation_spec(value, quantized, root, bits, regions, refused, target)
+            )
+        for constant in (region.weight, region.bias):
+            if constant is not None:
+                specs[constant.name or ""] = _constant_spec(region, constant, rule, refused, bits, target)
+        by_region[region.name] = tuple(
+            v.name or "" for v in (region.weight, region.bias, region.output) if v is not None
+        )
+    reasons_by_name = {region.name: reason for region, reason in refused.items()}
+    plan = Plan(target=target.name, sites=specs, regions=by_region, refused=reasons_by_name)
     return Placement(plan=plan, integer=integer, refused=refused)
 
 
+def _check_effect(
+    override: Override, found: _Found, integer: Mapping[Region, OpRule], quantized: set[ir.Value]
+) -> None:
+    """Refuse what would be silently ignored."""
+    weights = {r.weight for r in integer if r.weight is not None}
+    named = {*(r.weight for r in found.regions), *found.values}
+    outputs = {*(r.output for r in found.regions), *found.values}
+    missing = ""
+    if override.pattern and override.weights and weights.isdisjoint(named):
+        missing = "no weight that is quantized"
+    elif override.pattern and override.activations and quantized.isdisjoint(outputs):
+        missing = "no activation that is quantized"
+    elif override.keep_float and not found.regions:
+        missing = "no region, nor what one gives"
+    if missing:
+        raise InputError(f"--set {override.pattern!r}", f"names {missing}", "a glob of what it is to set")
+
+
 def integer_regions(model: ir.Model, plan: Plan, target: Target) -> dict[Region, OpRule]:
-    """The regions that run in integers under a plan: those whose activations are all quantized in it."""
+    """The regions that run in integers under a plan: it does not refuse them, and quantizes all that they read."""
     regions = find_regions(model)
     integer, _ = classify(regions, target, {})
     return {
         region: rule for region, rule in integer.items()
-        if all(plan.qspec(v.name or "") is not None for v in (*region.inputs, region.output))
+        if region.name not in plan.refused
+        and all(plan.qspec(v.name or "") is not None for v in (*region.inputs, region.output))
         and (region.weight is None or plan.qspec(region.weight.name or "") is not None)
     }  # fmt: skip
 
@@ -141,7 +166,7 @@ def _shared_roots(regions: Sequence[Region], integer: Mapping[Region, OpRule]) -
         rule = integer.get(region)
         if rule is None or rule.how == "kernel":
             continue
-        # A concat's own range is the union of its inputs' ranges, so it speaks for the group; a copy repeats its input.
+        # A concat's range is the union of its inputs' ranges, so it speaks for the group; a copy repeats its input.
         speaker = find(region.output) if rule.how == "join" else find(region.inputs[0])
         for value in (*region.inputs, region.output):
             parent[find(value)] = speaker
@@ -195,24 +220,29 @@ def _widths(
     for value in at_ends:
         if ends is not None:
             bits[root.get(value, value)] = min(ends, widest) if value in weights else ends
-    said: dict[ir.Value, tuple[int, str]] = {}
+    said: dict[ir.Value, dict[str, int]] = {}
     for override, found in zip(overrides, matched, strict=True):
         if override.weights:
             named = [r.weight for r in found.regions if r.weight] + [v for v in found.values if v in weights]
             bits.update(dict.fromkeys(named, override.weights))
         if override.activations:
             for value in [r.output for r in found.regions] + [v for v in found.values if v in root]:
-                speaker = root[value]
-                before = said.get(speaker)
-                if before and before[0] != override.activations and before[1] != value.name:
-                    raise InputError(
-                        f"--set {override.pattern}:A={override.activations}",
-                        f"site {value.name!r} shares its encoding with {before[1]!r}, set to {before[0]} bits",
-                        "one width for both", "set both to the same width",
-                    )  # fmt: skip
-                said[speaker] = (override.activations, value.name or "")
-                bits[speaker] = override.activations
+                said.setdefault(root[value], {})[value.name or ""] = override.activations
+    for speaker, widths in said.items():
+        _check_agreement(widths)
+        bits[speaker] = next(iter(widths.values()))
     return bits
+
+
+def _check_agreement(widths: Mapping[str, int]) -> None:
+    """What was said last of each site of a group; they share one encoding, so it must be the same."""
+    (first, bits), *others = widths.items()
+    for site, other in others:
+        if other != bits:
+            raise InputError(
+                f"--set ...:A={other}", f"site {site!r} shares its encoding with {first!r}, set to {bits} bits",
+                "one width for both", "set both to the same width",
+            )  # fmt: skip
 
 
 def _activation_spec(
@@ -229,7 +259,8 @@ def _activation_spec(
     width = bits[value]
     if width not in target.activation_bits:
         raise UnsupportedError(
-            f"site {value.name!r}", f"{width}-bit activations", f"one of {_list(target.activation_bits)} on {target.name}",
+            f"site {value.name!r}", f"{width}-bit activations",
+            f"one of {_list(target.activation_bits)} on {target.name}",
             "set another width with --set A=...",
         )  # fmt: skip
     return QSpec(bits=width)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitwright.errors import InputError
-from bitwright.plan.spec import Float, QSpec, Shared, SiteSpec, spec_from_json, spec_to_json
+from bitwright.plan.spec import Derived, Float, QSpec, Shared, SiteSpec, spec_from_json, spec_to_json
 
 #: Version of the JSON form; a reader refuses a newer one.
 VERSION = 1
@@ -23,11 +23,14 @@ class Plan:
         target: row of `TARGETS` that the plan was made for.
         sites: spec of every activation, weight and bias, in execution order.
         regions: `{region: sites}`, so that an override can name a region.
+        refused: `{region: reason}` of the regions that run in float, though all their sites may be quantized for the
+            integer regions around them.
     """
 
     target: str
     sites: Mapping[str, SiteSpec]
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def resolve(self, site: str) -> tuple[str, SiteSpec]:
         """The site whose encoding `site` uses, following shared specs, and its spec."""
@@ -63,37 +66,66 @@ class Plan:
             "target": self.target,
             "sites": {s: spec_to_json(spec) for s, spec in self.sites.items()},
             "regions": {r: list(s) for r, s in self.regions.items()},
+            "refused": dict(self.refused),
         }
 
     def dumps(self) -> str:
         """As text, one site a line, for files and diffs."""
-        sites = [f"    {json.dumps(s)}: {json.dumps(spec_to_json(spec))}" for s, spec in self.sites.items()]
-        regions = [f"    {json.dumps(r)}: {json.dumps(list(s))}" for r, s in self.regions.items()]
-        head = f'{{\n  "version": {VERSION},\n  "target": {json.dumps(self.target)},\n'
-        return f'{head}  "sites": {{\n{_lines(sites)}  }},\n  "regions": {{\n{_lines(regions)}  }}\n}}\n'
+        content = self.to_json()
+        head = f'{{\n  "version": {VERSION},\n  "target": {json.dumps(self.target)}'
+        parts = [f'  "{part}": {{\n{_lines(content[part])}  }}' for part in ("sites", "regions", "refused")]
+        return ",\n".join([head, *parts]) + "\n}\n"
 
 
-def _lines(entries: list[str]) -> str:
-    return ",\n".join(entries) + "\n" if entries else ""
+def _lines(entries: Mapping[str, Any]) -> str:
+    lines = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
+    return ",\n".join(lines) + "\n" if lines else ""
 
 
 def plan_from_json(data: Any, where: str = "plan") -> Plan:
     """The plan that `Plan.to_json` wrote.
 
     Raises:
-        InputError: no plan, a newer version, an unknown kind of site, or a site that shares with none.
+        InputError: no plan, a newer version, a spec that cannot be, a site that shares with none that is quantized, a
+            bias of no input or weight, a region of unknown sites, or a reason for no region.
     """
-    if not isinstance(data, dict) or not isinstance(data.get("sites"), dict) or "target" not in data:
-        raise InputError(where, "is not a plan", "an object with version, target and sites")
-    if data.get("version", 0) > VERSION:
+    expected = "an object with version, target, sites, regions and refused"
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("sites"), dict)
+        or not isinstance(data.get("target"), str)
+    ):
+        raise InputError(where, "is not a plan", expected)
+    for name, form in (("version", int), ("regions", dict), ("refused", dict)):
+        if not isinstance(data.get(name), form):
+            raise InputError(where, f"has {name} of another form", expected)
+    if data["version"] > VERSION:
         raise InputError(where, f"is of version {data['version']}", f"at most {VERSION}", "upgrade bitwright")
     sites = {s: spec_from_json(entry, f"{where}: {s}") for s, entry in data["sites"].items()}
     for site, spec in sites.items():
-        seen = {site}
-        while isinstance(spec, Shared):
-            if spec.site not in sites or spec.site in seen:
-                raise InputError(f"{where}: {site}", f"shares with {spec.site!r}", "a quantized site of the plan")
-            seen.add(spec.site)
-            spec = sites[spec.site]
-    regions = {r: tuple(s) for r, s in data.get("regions", {}).items()}
-    return Plan(target=str(data["target"]), sites=sites, regions=regions)
+        if isinstance(spec, Shared):
+            _check_shared(site, spec, sites, where)
+        elif isinstance(spec, Derived):
+            for other in (spec.input, spec.weight):
+                if other not in sites:
+                    raise InputError(f"{where}: {site}", f"is derived from {other!r}", "sites of the plan")
+    for region, members in data["regions"].items():
+        if not isinstance(members, list) or any(s not in list(sites) for s in members):
+            raise InputError(f"{where}: region {region}", f"is {members!r}", "a list of sites of the plan")
+    for region, reason in data["refused"].items():
+        if region not in data["regions"] or not isinstance(reason, str):
+            raise InputError(f"{where}: refused {region}", f"is {reason!r}", "a region of the plan, and the reason")
+    regions = {r: tuple(s) for r, s in data["regions"].items()}
+    return Plan(target=data["target"], sites=sites, regions=regions, refused=dict(data["refused"]))
+
+
+def _check_shared(site: str, spec: Shared, sites: Mapping[str, SiteSpec], where: str) -> None:
+    seen = {site}
+    last: SiteSpec = spec
+    while isinstance(last, Shared):
+        if last.site not in sites or last.site in seen:
+            break
+        seen.add(last.site)
+        last = sites[last.site]
+    if not isinstance(last, QSpec):
+        raise InputError(f"{where}: {site}", f"shares with {spec.site!r}", "a quantized site of the plan")

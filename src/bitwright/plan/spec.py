@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from bitwright.errors import InputError
 from bitwright.formats.affine import Affine
 from bitwright.formats.granularity import Granularity, PerAxis, PerTensor
+from bitwright.lookup import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +88,37 @@ def spec_from_json(entry: Any, where: str) -> SiteSpec:
     """The spec that `spec_to_json` wrote.
 
     Raises:
-        InputError: an unknown kind or field.
+        InputError: an unknown kind, a field that is unknown, missing or of the wrong type, or an impossible format.
+
+    Example:
+        >>> spec_from_json({"kind": "quantized", "bits": 8}, "site 'x'")
+        QSpec(bits=8, signed=False, symmetric=False, narrow=False, axis=None, format='affine')
     """
-    if not isinstance(entry, dict) or entry.get("kind") not in _KINDS:
+    if not isinstance(entry, dict) or entry.get("kind") not in list(_KINDS):
         raise InputError(where, f"is {entry!r}", f"an object whose kind is one of {', '.join(_KINDS)}")
-    fields = {k: v for k, v in entry.items() if k != "kind"}
-    try:
-        spec: SiteSpec = _KINDS[entry["kind"]](**fields)
-    except TypeError as error:
-        raise InputError(where, str(error), f"fields of a {entry['kind']} site") from error
+    kind = _KINDS[entry["kind"]]
+    known = kind.__dataclass_fields__
+    for name, value in entry.items():
+        if name == "kind":
+            continue
+        if name not in known:
+            raise InputError(where, f"there is no field {name!r}", fix=did_you_mean(name, known))
+        # Annotations are strings here: "int", "bool", "int | None", "str".
+        if type(value).__name__.replace("NoneType", "None") not in str(known[name].type).split(" | "):
+            raise InputError(where, f"{name} is {value!r}", f"of type {known[name].type}")
+    missing = [n for n, f in known.items() if f.default is MISSING and n not in entry]
+    if missing:
+        raise InputError(where, f"has no {missing[0]}", f"{', '.join(known)} of a {entry['kind']} site")
+    spec: SiteSpec = kind(**{k: v for k, v in entry.items() if k != "kind"})
     if isinstance(spec, QSpec):
-        _ = spec.grid  # checks the width
+        _check_format(spec, where)
     return spec
+
+
+def _check_format(spec: QSpec, where: str) -> None:
+    if spec.format != "affine":
+        raise InputError(f"{where}: format", f"is {spec.format!r}", "affine, which is what plans know")
+    try:
+        _ = spec.grid
+    except InputError as error:
+        raise InputError(f"{where}: {error.where}", error.found, error.expected, error.fix) from error

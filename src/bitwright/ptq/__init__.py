@@ -6,7 +6,8 @@ from bitwright.lookup import Row
 
 STEPS: dict[str, Row] = {
     "fold_batchnorm": Row(
-        "bitwright.ptq.fold_batchnorm:FoldBatchNorm", "fold batch norm into the layer before it, keeping its statistics"
+        "bitwright.ptq.fold_batchnorm:FoldBatchNorm",
+        "fold batch norm into the layer before it, keeping its statistics",
     ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),

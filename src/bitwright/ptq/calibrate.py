@@ -82,21 +82,21 @@ class Calibrate:
     needs: ClassVar[frozenset[str]] = frozenset({"plan"})
     gives: ClassVar[frozenset[str]] = frozenset({"encodings"})
 
-    def __call__(
-        self, state: State, batches: Batches | None = None, images_done: Progress | None = None
-    ) -> State:
+    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
         """A state with an encoding for every quantized site."""
         if state.plan is None:
             raise InputError("calibrate", "the network has no plan", fix="run the step 'place' before it")
         encodings = self._weights(state, state.plan)
+        biases = {site: spec for site, spec in state.plan.sites.items() if isinstance(spec, Derived)}
+        for site in biases:  # before the activations, where a bad bias would show under another name
+            if not torch.isfinite(state.tensor(site)).all():
+                raise InputError(
+                    f"bias {site!r}", "NaN or infinity in the data", "finite values", "check the network's weights"
+                )
         encodings |= self._activations(state, state.plan, batches, images_done)
-        for site, spec in state.plan.sites.items():
-            if isinstance(spec, Derived):
-                bias = state.tensor(site)
-                if not torch.isfinite(bias).all():
-                    raise InputError(f"site {site!r}", "NaN or infinity in the bias", "finite values")
-                source = encodings[state.plan.resolve(spec.input)[0]]
-                encodings[spec.weight] = fit_bias(encodings[spec.weight], bias, source.scale)
+        for site, spec in biases.items():
+            source = encodings[state.plan.resolve(spec.input)[0]]
+            encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
         return state.but(encodings=encodings)
 
     def estimator(self, name: str) -> Any:

@@ -44,11 +44,27 @@ def scale_output_channels(weight: Tensor, k: Tensor, op: str, group: int = 1, tr
     return weight * k.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def fold(weight: Tensor, bias: Tensor | None, bn: BatchNorm, op: str, group: int, trans_b: bool) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the layer that does both, float32."""
+def fold(
+    weight: Tensor, bias: Tensor | None, bn: BatchNorm, op: str, group: int, trans_b: bool
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that does both, float32.
+
+    Args:
+        weight: `scale_output_channels` says its shape.
+        bias: one value for each output channel, or one for all; None for zeros.
+        bn: statistics, `[channels]` each.
+        op, group, trans_b: of the layer.
+
+    Example:
+        >>> ones = torch.ones(2)
+        >>> bn = BatchNorm(gamma=torch.tensor([2.0, -2.0]), beta=ones, mean=ones, var=ones * 4, eps=0.0)
+        >>> weight, bias = fold(torch.ones(2, 1), ones * 3, bn, "Gemm", 1, True)
+        >>> weight.flatten().tolist(), bias.tolist()
+        ([1.0, -1.0], [3.0, -1.0])
+    """
     gamma, beta, mean, var = (t.double() for t in (bn.gamma, bn.beta, bn.mean, bn.var))
     k = gamma / torch.sqrt(var + bn.eps)
-    b = torch.zeros_like(beta) if bias is None else bias.double()
+    b = torch.zeros_like(beta) if bias is None else bias.double().reshape(-1)
     # W' = W k ; b' = beta + (b - mean) k
     folded = scale_output_channels(weight.double(), k, op, group, trans_b)
     return folded.float(), (beta + (b - mean) * k).float()
@@ -56,14 +72,15 @@ def fold(weight: Tensor, bias: Tensor | None, bn: BatchNorm, op: str, group: int
 
 @dataclass(frozen=True, kw_only=True)
 class FoldBatchNorm:
-    """Fold every batch norm; `State.batchnorm` keeps what it was."""
+    """Fold every batch norm; `State.batchnorm` keeps what it was, under the name of the weight that it went into.
+
+    What stays: batch norm of two axes with no layer before it, statistics that are computed, `training_mode=1`.
+    """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset({"folded"})
 
-    def __call__(
-        self, state: State, batches: Batches | None = None, images_done: Progress | None = None
-    ) -> State:
+    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
         """A state whose graph has no foldable batch norm."""
         model = state.model.clone()
         overlay = dict(state.overlay)
@@ -85,7 +102,10 @@ class FoldBatchNorm:
 
 
 def _has_constant_statistics(node: ir.Node) -> bool:
-    return all(v is not None and v.is_initializer() for v in node.inputs[1:5]) and len(node.outputs) == 1
+    training = node.attributes.get_int("training_mode", 0)
+    if training or len(node.outputs) > 1:
+        return False
+    return all(v is not None and v.is_initializer() for v in node.inputs[1:5])
 
 
 def _statistics(model: ir.Model, overlay: dict[str, Tensor], node: ir.Node) -> BatchNorm:
@@ -96,12 +116,21 @@ def _statistics(model: ir.Model, overlay: dict[str, Tensor], node: ir.Node) -> B
 def _foldable(layer: ir.Node, bn: ir.Node) -> bool:
     if layer.op_type not in FOLDABLE or only_consumer(layer.outputs[0]) is not bn:
         return False
-    if layer.op_type == "Gemm" and (
-        layer.attributes.get_float("alpha", 1.0) != 1.0 or layer.attributes.get_float("beta", 1.0) != 1.0
-    ):
-        return False
     constants = [v for v in layer.inputs[1:3] if v is not None]
-    return bool(constants) and all(v.is_initializer() for v in constants)
+    if not constants or not all(v.is_initializer() for v in constants):
+        return False
+    return layer.op_type != "Gemm" or _plain_gemm(layer)
+
+
+def _plain_gemm(layer: ir.Node) -> bool:
+    """`x W + b` with one bias for each output, or one for all, whichever the image."""
+    if layer.attributes.get_float("alpha", 1.0) != 1.0 or layer.attributes.get_float("beta", 1.0) != 1.0:
+        return False
+    weight, bias = layer.inputs[1], layer.inputs[2] if len(layer.inputs) > 2 else None
+    if bias is None or bias.shape is None or weight is None or weight.shape is None:
+        return bias is None
+    outputs = weight.shape[0 if layer.attributes.get_int("transB", 0) else 1]
+    return all(d == 1 for d in bias.shape[:-1]) and [*bias.shape[-1:]] in ([], [1], [outputs])
 
 
 def _fold_into(model: ir.Model, overlay: dict[str, Tensor], layer: ir.Node, bn: BatchNorm) -> str:
@@ -151,10 +180,10 @@ def _as_depthwise(model: ir.Model, node: ir.Node, bn: BatchNorm) -> str:
         "", "Conv", [x, set_initializer(model, name, weight),
                      set_initializer(model, fresh_name(model, f"{path}.depthwise_bias"), bias)],
         {"group": ir.AttrInt64("group", channels), "kernel_shape": ir.AttrInt64s("kernel_shape", [1] * spatial)},
-        name=node.name,
+        name=node.name, metadata_props=dict(node.metadata_props),
     )  # fmt: skip
     before, after = node.outputs[0], conv.outputs[0]
-    after.shape, after.dtype = before.shape, before.dtype
+    after.shape, after.type = before.shape, before.type
     assert node.graph is not None
     node.graph.insert_before(node, conv)
     ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)

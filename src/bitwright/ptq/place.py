@@ -10,6 +10,7 @@ from bitwright.lookup import lookup
 from bitwright.pipeline import Progress, State
 from bitwright.placement.overrides import parse_override
 from bitwright.placement.place import place
+from bitwright.placement.separate import separate_constants
 from bitwright.targets import TARGETS
 
 
@@ -30,11 +31,11 @@ class Place:
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     gives: ClassVar[frozenset[str]] = frozenset({"plan"})
 
-    def __call__(
-        self, state: State, batches: Batches | None = None, images_done: Progress | None = None
-    ) -> State:
-        """A state with a plan."""
+    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
+        """A state with a plan, in whose graph each layer has constants of its own."""
         target = lookup(TARGETS, self.target, "target").load()
         overrides = [parse_override(text) for text in self.set]
-        placement = place(state.model, target, overrides=overrides, ends=self.ends or None)
-        return state.but(plan=placement.plan)
+        model, copies = separate_constants(state.model, state.overlay, target)
+        placement = place(model, target, overrides=overrides, ends=self.ends or None)
+        batchnorm = {new: state.batchnorm[old] for new, old in copies.items() if old in state.batchnorm}
+        return state.but(model=model, plan=placement.plan, batchnorm={**state.batchnorm, **batchnorm})

@@ -100,25 +100,34 @@ def search_range(
     two_sided = (lo < 0) & (hi > 0) & (not symmetric)
     best_lo, best_hi = torch.zeros_like(lo), torch.zeros_like(hi)
     height = max(1, _CHUNK // values.shape[1])
+    scratch = torch.empty(min(_CHUNK, candidates * values.numel()), dtype=torch.float32, device=values.device)
+    wide = torch.empty_like(scratch, dtype=torch.float64)
     for both, search in ((False, _search_length), (True, _search_length_and_zero)):
         for index in torch.split(torch.nonzero(two_sided == both).flatten(), height):
             if index.numel() == 0:
                 continue
             part = None if counts is None else counts[index]
-            loss = _Loss(values=values[index], counts=part, grid=grid, symmetric=symmetric, p=p)
+            loss = _Loss(
+                values=values[index], counts=part, grid=grid, symmetric=symmetric, p=p, scratch=scratch, wide=wide
+            )
             best_lo[index], best_hi[index] = search(loss, lo[index], hi[index], candidates)
     return best_lo, best_hi
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loss:
-    """`loss(lo, hi)`: `[c, rows]` ranges to `[c, rows]` losses, in float64."""
+    """`loss(lo, hi)`: `[c, rows]` ranges to `[c, rows]` losses, in float64.
+
+    The two buffers are used over and over: thousands of fresh allocations of this size fragment the memory.
+    """
 
     values: Tensor
     counts: Tensor | None
     grid: Affine
     symmetric: bool
     p: float
+    scratch: Tensor
+    wide: Tensor
 
     def __call__(self, lo: Tensor, hi: Tensor) -> Tensor:
         scale, zero_point = scale_and_zero_point(lo, hi, self.grid, symmetric=self.symmetric)
@@ -126,12 +135,15 @@ class _Loss:
         total = torch.zeros(lo.shape, dtype=torch.float64, device=lo.device)
         for start in range(0, self.values.shape[1], _CHUNK):
             x = self.values[:, start : start + _CHUNK]
-            error = fake_quantize(x, scale, zero_point, self.grid).sub_(x)
+            shape = (*lo.shape, x.shape[1])
+            size = lo.numel() * x.shape[1]
+            error = self.scratch[:size].view(shape)
+            fake_quantize(x, scale, zero_point, self.grid, out=error).sub_(x)
             error = error.square_() if self.p == 2 else error.abs_().pow_(self.p)
             if self.counts is not None:
                 error.mul_(self.counts[:, start : start + _CHUNK])
             # float64: ties are to be decided by the loss, not by the order of the summation.
-            total += error.sum(-1, dtype=torch.float64)
+            total += self.wide[:size].view(shape).copy_(error).sum(-1)
         return total
 
     @property

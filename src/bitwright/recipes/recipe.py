@@ -82,6 +82,8 @@ def make_steps(recipe: Recipe, settings: Mapping[str, Mapping[str, Any]]) -> lis
     Raises:
         InputError: an unknown step or setting, a setting of the wrong type, a chain whose needs are unmet.
     """
+    for name, _ in recipe.steps:
+        lookup(STEPS, name, "step")
     absent = sorted(set(settings) - {name for name, _ in recipe.steps})
     if absent:
         used = [name for name, _ in recipe.steps]
@@ -108,7 +110,9 @@ def _checked(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, An
             value = float(value)
         if default is not dataclasses.MISSING and default is not None and type(value) is not type(default):
             raise InputError(
-                f"{where}.{key}", f"is {value!r} ({type(value).__name__})", f"a {type(default).__name__}, like {default!r}"
+                f"{where}.{key}",
+                f"is {value!r} ({type(value).__name__})",
+                f"a {type(default).__name__}, like {default!r}",
             )
         checked[key] = value
     return checked
@@ -126,6 +130,11 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         left, equals, value = text.partition("=")
         step, dot, key = left.partition(".")
         if not equals or not dot or not key:
-            raise InputError(f"--step {text!r}", "is not understood", "STEP.SETTING=VALUE, as calibrate.percentile=99.9")
-        found.setdefault(step, {})[key] = yaml.safe_load(value)
+            raise InputError(
+                f"--step {text!r}", "is not understood", "STEP.SETTING=VALUE, as calibrate.percentile=99.9"
+            )
+        try:
+            found.setdefault(step, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--step {text!r}", "its value is not YAML", "a number, a word, [a, list]") from error
     return found

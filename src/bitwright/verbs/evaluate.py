@@ -9,16 +9,15 @@ from rich.table import Table
 
 from bitwright.deploy.evaluate import Evaluation, evaluate
 from bitwright.errors import InputError
-from bitwright.graph.fold import input_shapes
-from bitwright.graph.open import open_model
-from bitwright.verbs.preparing import parse_shapes
-from bitwright.verbs.quantize import DataFlags
+from bitwright.verbs.preparing import check_same_inputs, served_network
+from bitwright.verbs.quantize import DataFlags, ShapeFlag
+from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DataFlags):
+class Evaluate(ShapeFlag, DataFlags):
     """Run a file over images in its runtime: top-1, top-5, and how it compares with another file."""
 
     model: str = argument("an ONNX file, float or written by quantize")
@@ -31,17 +30,14 @@ class Evaluate(DataFlags):
         """Evaluate."""
         if not self.data_path:
             raise InputError("--data", "is missing", "images: a folder, .npz, .zip")
-        model = open_model(self.model)
+        model = served_network(self.model, shapes=self.shape)
         if self.against:
-            open_model(self.against)
-        input_shapes(model, parse_shapes(self.shape))
+            check_same_inputs(model, served_network(self.against, shapes=self.shape), self.against)
         batches = self.data(model, self.data_path, terminal)
         if self.require_labels:
             batches.require_labels()
         with terminal.progress("evaluate", len(batches)) as advance:
-            found = evaluate(
-                self.model, batches, against=self.against or None, threads=self.threads, progress=advance
-            )
+            found = evaluate(self.model, batches, against=self.against or None, threads=self.threads, progress=advance)
         return Outcome(json=evaluation_json(found), text=_table(found))
 
 
@@ -54,7 +50,7 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
 
 
 def _table(found: Evaluation) -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = facts()
     table.add_row("images", f"{found.images:,}")
     if found.top1 is None:
         table.add_row("accuracy", "no labels")

@@ -14,11 +14,13 @@ from bitwright.data.opening import open_data
 from bitwright.data.preprocess import Preprocess
 from bitwright.deploy.runtimes.onnxruntime import products_saturate
 from bitwright.errors import InputError
+from bitwright.graph.fold import input_shapes
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
-from bitwright.lookup import lookup
+from bitwright.lookup import did_you_mean, lookup
 from bitwright.targets import TARGETS
 from bitwright.targets.target import Target
+from bitwright.verbs.tables import dimensions
 from bitwright.verbs.terminal import Terminal
 
 #: Ops that only quantized networks have.
@@ -28,21 +30,82 @@ QUANTIZED_OPS = {
 }  # fmt: skip
 
 
-def float_network(source: Any, *, example: Any = None, shapes: Sequence[str] = ()) -> ir.Model:
-    """The normalised float network behind `source`.
+def float_network(source: Any, *, example: Any = None, shapes: Sequence[str] = (), where: str = "") -> ir.Model:
+    """The normalised float network behind `source`, which errors call `where`.
 
     Raises:
         InputError: it cannot be opened, or is quantized already.
     """
     model = open_model(source, example)
-    where = str(source) if isinstance(source, str | os.PathLike) else "model"
+    where = where or (str(source) if isinstance(source, str | os.PathLike) else "model")
     found = next((n for n in model.graph if n.op_type in QUANTIZED_OPS), None)
     if found is not None:
         raise InputError(
             where, f"is quantized already (node {found.name!r} is a {found.op_type})", "a float network",
             "give the float file it was made from",
         )  # fmt: skip
-    return normalise(model, parse_shapes(shapes))
+    return normalise(model, _shapes_of(model, shapes), where)
+
+
+def served_network(path: str, *, shapes: Sequence[str] = ()) -> ir.Model:
+    """An ONNX file as the runtime reads it, with the shapes that were given for its inputs.
+
+    Raises:
+        InputError: it is no ONNX file, or the shape of an input stays open.
+    """
+    existing_file(path)
+    if path.endswith(".pt2"):
+        raise InputError(path, "is a .pt2 file, which the runtime does not read", "an ONNX file", "quantize it first")
+    model = open_model(path)
+    known = input_shapes(model, _shapes_of(model, shapes))
+    for value in model.graph.inputs:
+        value.shape = ir.Shape(known[value.name or ""])
+    return model
+
+
+def existing_file(path: str) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        InputError: it does not exist, or is a folder.
+    """
+    if not os.path.isfile(path):
+        raise InputError(path, "is a folder" if os.path.isdir(path) else "no such file", "an ONNX file")
+
+
+def check_same_inputs(model: ir.Model, other: ir.Model, where: str) -> None:
+    """Whether the images of `model` fit `other`, which errors call `where`.
+
+    Raises:
+        InputError: an input has another name, shape or type, or is missing.
+    """
+    specs, others = input_specs(model), input_specs(other)
+    same = specs.keys() == others.keys() and all(
+        others[name][0][1:] == shape[1:] and others[name][1] == dtype and others[name][0][0] in (None, shape[0])
+        for name, (shape, dtype) in specs.items()
+    )
+    if not same:
+        raise InputError(where, f"reads {_described(others)}", f"{_described(specs)}, as the file it is compared with")
+
+
+def _described(specs: InputSpecs) -> str:
+    return ", ".join(f"{name!r} {dimensions(shape)} {dtype}" for name, (shape, dtype) in specs.items())
+
+
+def _shapes_of(model: ir.Model, texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
+    """What `--shape` says of a network's inputs.
+
+    Raises:
+        InputError: it names none of them.
+    """
+    given = parse_shapes(texts)
+    names = [value.name or "" for value in model.graph.inputs]
+    for name in given:
+        if name not in names:
+            raise InputError(
+                f"--shape {name}=...", "the network has no input of this name", fix=did_you_mean(name, names)
+            )
+    return given
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
@@ -54,12 +117,12 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
     """
     shapes: dict[str, tuple[int | None, ...]] = {}
     for text in texts:
-        name, equals, dims = text.rpartition("=")
+        name, _, dims = text.rpartition("=")
         try:
             shape = tuple(None if d in ("N", "n") else int(d) for d in dims.split("x"))
         except ValueError:
             shape = ()
-        if not equals or not shape or any(d is not None and d < 1 for d in shape):
+        if not name or not shape or any(d is not None and d < 1 for d in shape):
             raise InputError(f"--shape {text!r}", "is not understood", "INPUT=Nx3x224x224")
         shapes[name] = shape
     return shapes
@@ -107,16 +170,21 @@ def resolve_target(name: str, terminal: Terminal) -> Target:
     return target
 
 
-def file_bytes(path: str | os.PathLike[str]) -> int:
-    """Size of a model on disk, its external data included."""
+def model_files(path: str | os.PathLike[str]) -> list[Path]:
+    """An ONNX file and the files of its external data."""
     path = Path(path)
-    model = ir.load(str(path))
+    model = ir.load(str(path), format="protobuf")
     others = {
         path.parent / v.const_value.location
         for v in model.graph.initializers.values()
         if isinstance(v.const_value, ir.ExternalTensor)
     }
-    return path.stat().st_size + sum(p.stat().st_size for p in others)
+    return [path, *sorted(others)]
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Size of a model on disk, its external data included."""
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 from rich.console import Group, RenderableType
-from rich.table import Table
 
+from bitwright.data.batches import Batches
 from bitwright.data.preprocess import Preprocess
 from bitwright.deploy.evaluate import Evaluation, evaluate
 from bitwright.errors import InputError
 from bitwright.recipes.recipe import load_recipe, parse_settings
-from bitwright.verbs.preparing import data_for, file_bytes, float_network, resolve_target, same_file
+from bitwright.verbs.preparing import data_for, file_bytes, float_network, model_files, resolve_target, same_file
 from bitwright.verbs.quantized import Quantized, float_bytes, run_recipe
+from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
@@ -47,13 +52,16 @@ def _numbers(flag: str, text: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Flags that every command with images has."""
+class ShapeFlag:
+    """The flag of commands that open files whose input sizes may be open."""
 
-    batch: int = option(32, "images a batch")
-    limit: int = option(0, "use at most so many images, balanced over classes; 0 for all")
-    skip_bad: bool = option(False, "leave out images that cannot be read, and say so")
     shape: tuple[str, ...] = option((), "size of an input that the file leaves open: INPUT=Nx3x224x224")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """Flags that say how images become a network's input."""
+
     resize: str = option("", "resize the shorter side to so many pixels, or H,W")
     crop: str = option("", "crop the centre: pixels, or H,W")
     scale: str = option("", "divide pixels by this first (255)")
@@ -62,6 +70,15 @@ class DataFlags:
     layout: str = option("", "NCHW or NHWC")
     color: str = option("", "RGB, BGR or GRAY")
     interpolation: str = option("", "of resizing: nearest, box, bilinear, bicubic, lanczos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(ImageFlags):
+    """Flags that every command with a set of images has."""
+
+    batch: int = option(32, "images a batch")
+    limit: int = option(0, "use at most so many images, balanced over classes; 0 for all")
+    skip_bad: bool = option(False, "leave out images that cannot be read, and say so")
 
     def data(self, model: Any, source: str, terminal: Terminal) -> Any:
         """Batches of `source` for `model`."""
@@ -72,7 +89,7 @@ class DataFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantize(DataFlags):
+class Quantize(ShapeFlag, DataFlags):
     """Quantize a trained network and write the integer network as ONNX."""
 
     model: str = argument("an ONNX file, a .pt2 file, or module:callable returning an nn.Module")
@@ -86,21 +103,32 @@ class Quantize(DataFlags):
     eval_data: str = option("", "labelled images to measure the drop on; --data if not given")
 
     def run(self, terminal: Terminal) -> Outcome:
-        """Quantize, write, measure what was written."""
+        """Quantize, measure what will be written, write it: whatever fails leaves no file."""
         start = time.perf_counter()
         recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
         output = Path(self.output or f"{Path(self.model.replace(':', '.')).stem}.int8.onnx")
         self._check_paths(output)
         resolve_target(self.target, Terminal())
         network = float_network(self.model, shapes=self.shape)
+        if self.model.endswith(".onnx"):
+            parts = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
+            self._check_not_overwritten(output, parts)
         batches = self.data(network, self.data_path, terminal)
+        measured = self.eval_data or self.data_path
+        others = self.data(network, measured, terminal)
+        labels = others.require_labels() if self.eval_data else others.labels
+        # Calibration images need not be of the network's classes, nor need it have classes at all.
+        labelled = bool(self.eval_data) or are_classes(labels, network)
+        if labels is not None and not labelled:
+            terminal.note(
+                f"note: the labels of {measured} are no classes of the network: its accuracy is not measured"
+            )
         quantized = run_recipe(
             network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends
         )
-        after = quantized.save(output)
         seconds = time.perf_counter() - start
-        measured = self.eval_data or self.data_path
-        found = self._evaluate(quantized, output, measured, terminal)
+        found = self._evaluate(quantized, others, labelled, terminal)
+        after = quantized.save(output)
         if batches.skipped:
             terminal.note(f"skipped {len(batches.skipped)} unreadable images, the first is {batches.skipped[0]}")
         before = file_bytes(self.model) if self.model.endswith(".onnx") else len(float_bytes(network))
@@ -113,8 +141,8 @@ class Quantize(DataFlags):
             "images_used": quantized.images_used,
             "seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "accuracy": None if found is None or found.drop is None else {**asdict(found.drop), "data": measured},
-            "agreement": None if found is None else found.agreement,
+            "accuracy": None if found.drop is None else {**asdict(found.drop), "data": measured},
+            "agreement": found.agreement,
             "target": quantized.plan.target,
             "recipe": recipe.name,
         }
@@ -123,20 +151,39 @@ class Quantize(DataFlags):
     def _check_paths(self, output: Path) -> None:
         if not self.data_path:
             raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
-        if same_file(self.model, output):
-            raise InputError(str(output), "is the float network itself", "another file", "choose another --output")
+        inputs = {
+            self.model: "the float network itself", self.data_path: "what --data names",
+            self.eval_data: "what --eval-data names", self.recipe: "the recipe",
+        }  # fmt: skip
+        self._check_not_overwritten(output, inputs)
         if not output.parent.is_dir():
             raise InputError(str(output), f"folder {str(output.parent)!r} does not exist", fix="create it first")
         if output.is_dir():
             raise InputError(str(output), "is a folder", "a file's name")
+        if not os.access(output.parent, os.W_OK):
+            raise InputError(
+                str(output), f"folder {str(output.parent)!r} is not writable", fix="choose another --output"
+            )
 
-    def _evaluate(self, quantized: Quantized, output: Path, source: str, terminal: Terminal) -> Evaluation | None:
-        network = quantized.state.reference
-        batches = self.data(network, source, terminal)
-        if batches.labels is None and self.eval_data:
-            batches.require_labels()
-        with terminal.progress("evaluate the written file", len(batches)) as advance:
-            return evaluate(output, batches, against=float_bytes(network), progress=advance)
+    def _check_not_overwritten(self, output: Path, inputs: Mapping[str, str]) -> None:
+        for path, what in inputs.items():
+            if path and os.path.isfile(path) and same_file(path, output):
+                raise InputError(str(output), f"is {what}", "another file", "choose another --output")
+
+    def _evaluate(self, quantized: Quantized, batches: Batches, labelled: bool, terminal: Terminal) -> Evaluation:
+        served, network = float_bytes(quantized.model()), float_bytes(quantized.state.reference)
+        with terminal.progress("evaluate what will be written", len(batches)) as advance:
+            return evaluate(served, batches, against=network, labelled=labelled, progress=advance)
+
+
+def are_classes(labels: np.ndarray | None, network: ir.Model) -> bool:
+    """Whether labels can be classes of a network's first output: one of its scores for each image."""
+    shape = network.graph.outputs[0].shape
+    if labels is None or shape is None or len(shape) != 2 or shape[0] != (network.graph.inputs[0].shape or [0])[0]:
+        return False
+    classes = shape[1]
+    fits = labels.ndim == 1 and labels.dtype.kind in "iu" and isinstance(classes, int)
+    return fits and 0 <= labels.min() and bool(labels.max() < classes)
 
 
 def peak_memory_mb() -> float:
@@ -146,7 +193,7 @@ def peak_memory_mb() -> float:
 
 
 def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableType:
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = facts()
     ratio = json["bytes_after"] / json["bytes_before"]
     table.add_row("file", json["output"])
     table.add_row("bytes", f"{json['bytes_before']:,} -> {json['bytes_after']:,} ({ratio:.3f}x)")

@@ -68,7 +68,9 @@ class Quantized:
             self.save(path)
             return evaluate(path, self._batches(data, batch, limit), against=float_bytes(self.state.reference))
 
-    def verify(self, data: Any, *, batch: int = 32, limit: int = 0, threads: int = 0, precise: bool = False) -> Verification:
+    def verify(
+        self, data: Any, *, batch: int = 32, limit: int = 0, threads: int = 0, precise: bool = False
+    ) -> Verification:
         """Compare simulation and runtime, code by code."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from bitwright.deploy.reader import read
 from bitwright.deploy.verify import Verification, verify
 from bitwright.errors import InputError
 from bitwright.verbs.quantize import DataFlags
+from bitwright.verbs.tables import counted, facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
@@ -41,7 +41,7 @@ def verification_json(found: Verification) -> dict[str, Any]:
 
 
 def _text(found: Verification) -> RenderableType:
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = facts()
     table.add_row("images", f"{found.images:,}")
     table.add_row("quantized tensors", f"{found.tensors}")
     table.add_row("codes compared", f"{found.codes:,}")
@@ -52,11 +52,14 @@ def _text(found: Verification) -> RenderableType:
     if found.top1_agreement is not None:
         table.add_row("same top-1", f"{100 * found.top1_agreement:.2f} %")
     table.add_row("float simulation would miss", f"{found.fake_quant_mismatches:,} codes")
-    table.add_row("kernels", ", ".join(f"{n} {op}" for op, n in found.kernels.items()))
+    table.add_row("kernels", counted(found.kernels))
     table.add_row("runtime", found.runtime)
     parts: list[RenderableType] = [table]
     if found.float_kernels:
-        parts.append("not in integers, although planned: " + ", ".join(f"{n} {op}" for op, n in found.float_kernels.items()))
+        parts.append("not in integers, although planned: " + counted(found.float_kernels))
+    if found.unplanned_kernels:
+        listed = ", ".join(f"{n} {op}" for op, n in found.unplanned_kernels.items())
+        parts.append(f"in integers, although planned in float: {listed}")
     if found.mismatches and found.saturates and not found.made_for_saturation:
         parts.append(
             "this processor has no VNNI: products of uint8 and 8-bit weights saturate in pairs; quantize with "

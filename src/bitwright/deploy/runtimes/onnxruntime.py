@@ -56,7 +56,8 @@ def kernels(model: str | Path | bytes, *, precise: bool = False) -> dict[str, in
         path = str(Path(folder) / "optimised.onnx")
         session_of(model if isinstance(model, bytes) else str(model), 1, optimised_path=path, precise=precise)
         graph = onnx.load(path, load_external_data=False).graph
-    counted = Counter(node.op_type for node in graph.node if node.op_type not in LAYOUT_OPS)
+    # The channels-last form of a kernel computes the same; which one is taken is a matter of layout too.
+    counted = Counter(node.op_type.removeprefix("Nhwc") for node in graph.node if node.op_type not in LAYOUT_OPS)
     return dict(sorted(counted.items()))
 
 
