@@ -120,6 +120,32 @@ def test_shapes_that_contradict_each_other(refused: Refused, quantize: Arguments
     refused(quantize(changed(narrow)), r"changed\.onnx|model", "node_linear|Gemm")
 
 
+def test_text_that_is_damaged(refused: Refused, quantize: Arguments, digits: Path, tmp_path: Path) -> None:
+    data = digits.read_bytes().replace(b"node_relu_1", b"node_re\xffu_1", 1)
+    (tmp_path / "net.onnx").write_bytes(data)
+    refused(
+        quantize(tmp_path / "net.onnx"), r"net\.onnx: has text that is not UTF-8: b'node_re", "copy or export it again"
+    )
+
+
+def test_a_batch_that_was_exported_as_a_number(
+    refused: Refused, quantize: Arguments, save: Save, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The file says that the batch is open, and reshapes to one image: it runs with a batch of one only."""
+    rng = np.random.default_rng(0)
+    constants = {"w": rng.random((4, 1, 1, 1), np.float32), "fc": rng.random((256, 10), np.float32)}
+    constants |= {"shape": np.array([1, 256])}
+    nodes = [
+        Node("Conv", ["image", "w"], ["c"]), Node("Reshape", ["c", "shape"], ["r"], name="flatten"),
+        Node("Gemm", ["r", "fc"], ["y"]),
+    ]  # fmt: skip
+    path = save("net.onnx", nodes, {"image": ["N", 1, 8, 8]}, constants=constants, rank=2)
+    refused(
+        quantize(path), "ONNX Runtime .* cannot run it: .*flatten.*", r"takes image \[32, 1, 8, 8\]", "give --batch"
+    )
+    assert main([str(a) for a in [*quantize(path, "--batch", 1), "--quiet"]]) == 0
+
+
 @pytest.mark.parametrize("version", [1, 6, 27, 99])
 def test_operator_sets_that_are_not_read(
     version: int, refused: Refused, quantize: Arguments, changed: Changed

@@ -8,7 +8,7 @@ largest element is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ def observe(
     session = float_session(watched)
     images = 0
     for batch in batches:
-        results = session.run(None, {i.name: batch.inputs[i.name] for i in session.get_inputs()})
+        results = run_session(session, None, {i.name: batch.inputs[i.name] for i in session.get_inputs()})
         found = iter(results)
         for watch, kinds in zip(watches, outputs, strict=True):
             parts = [next(found) for _ in kinds]
@@ -151,32 +151,54 @@ def float_session(model: ir.Model, threads: int = 0) -> ort.InferenceSession:
     if size >= MESSAGE_LIMIT:
         raise InputError("model", f"has {size:,} bytes of weights", f"fewer than {MESSAGE_LIMIT:,}")
     proto: onnx.ModelProto = ir.to_proto(model)
+    return session_of(proto.SerializeToString(), threads)
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str] | None, feeds: Mapping[str, np.ndarray], where: str = "model"
+) -> list[np.ndarray]:
+    """What the runtime gives, all outputs if `outputs` is None; `where` is what errors call the model.
+
+    Raises:
+        InputError: the runtime stops, as at a size that a node does not take.
+    """
     try:
-        return session_of(proto.SerializeToString(), threads)
+        found: list[np.ndarray] = session.run(outputs, dict(feeds))
     except Exception as error:  # the runtime's own exceptions share no base class
-        reason = str(error).strip().splitlines()[0]
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise InputError(
-            "model", f"ONNX Runtime {ort.__version__} cannot load it: {reason}", "a network that it runs",
-            "mend or export it again",
+            where, f"ONNX Runtime {ort.__version__} cannot run it: {str(error).strip().splitlines()[0]}",
+            f"a network that takes {shapes}", "if it was exported for one batch size, give --batch",
         ) from error  # fmt: skip
+    return found
 
 
 def session_of(
     model: bytes | str, threads: int = 0, optimised_path: str = "", precise: bool = False
 ) -> ort.InferenceSession:
-    """A session with all optimisations on and warnings off.
+    """A session with all optimisations on and its own log off.
 
     Args:
         model: serialized model, or the path of a file.
         threads: threads within an op; 0 for one a core.
         optimised_path: where the runtime writes the graph it really runs; "" for nowhere.
         precise: on processors without VNNI, use the slower kernels whose products do not saturate.
+
+    Raises:
+        InputError: the runtime cannot load the model.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and told once
     if precise:
         options.add_session_config_entry("session.x64quantprecision", "1")
     if optimised_path:
         options.optimized_model_filepath = optimised_path
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exceptions share no base class
+        where, reason = "model" if isinstance(model, bytes) else str(model), str(error).strip().splitlines()[0]
+        raise InputError(
+            where, f"ONNX Runtime {ort.__version__} cannot load it: {reason}", "a network that it runs",
+            "mend or export it again",
+        ) from error  # fmt: skip

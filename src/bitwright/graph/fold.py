@@ -173,7 +173,7 @@ def _infer(known: Known, node: ir.Node) -> None:
             if v.dtype is not None
         }
         data = {v.name or "": onnx.numpy_helper.from_array(c[i]) for v, c in small.items()}
-        with contextlib.suppress(onnx.shape_inference.InferenceError):
+        with contextlib.suppress(Exception):  # the checker's errors too: what cannot be inferred stays unknown
             found.append(onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets))
     for output in node.outputs:
         _note(known, output, [types[name] for types in found if (name := output.name or "") in types])

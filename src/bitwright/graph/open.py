@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from bitwright.errors import BitwrightError, InputError, UnsupportedError
 from bitwright.graph.export import from_exported_program, from_module, quiet
-from bitwright.graph.weights import check_data
+from bitwright.graph.weights import check_data, damaged_text
 
 #: The oldest operator set that is read, and the newest (ONNX Runtime 1.31 reads no newer).
 OLDEST_OPSET, NEWEST_OPSET = 7, 26
@@ -93,6 +93,11 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise InputError(
             str(path), "is not an ONNX file", "a serialized ONNX ModelProto", "name the network's .onnx file"
         ) from error
+    damaged = damaged_text(proto)
+    if damaged is not None:
+        raise InputError(
+            str(path), f"has text that is not UTF-8: {damaged!r}", "an undamaged file", "copy or export it again"
+        )
     if not proto.ir_version or not proto.graph.ByteSize() or not proto.graph.node or not proto.opset_import:
         lacks = [
             word

@@ -1,13 +1,14 @@
-"""Data of weights, in the model's file or in files beside it: checked before anything reads them."""
+"""A model's bytes before anything reads them: its text, and the data of weights in its file or beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 
 from bitwright.errors import InputError
 
@@ -32,6 +33,19 @@ def check_data(path: Path, proto: onnx.ModelProto) -> None:
             _check_external(where, folder, tensor)
         elif tensor.HasField("raw_data"):
             _check_size(where, tensor, len(tensor.raw_data))
+
+
+def damaged_text(message: Message) -> bytes | None:
+    """The first name or text in a model that is not UTF-8, which no other program could read."""
+    if isinstance(message, onnx.TensorProto):  # its numbers would only be copied
+        return message.name if isinstance(message.name, bytes) else None
+    for field, value in message.ListFields():
+        entries = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        for entry in entries if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE) else ():
+            found = damaged_text(entry) if isinstance(entry, Message) else entry
+            if isinstance(found, bytes):
+                return found
+    return None
 
 
 def _check_size(where: str, tensor: onnx.TensorProto, found: int) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitwright.errors import InputError
+from bitwright.lookup import did_you_mean
 
+#: Regions that a hint names.
+SHOWN = 12
 EXAMPLE = "'W=4,A=8', 'layer4.*:W=8' or 'head.*:float'"
 
 
@@ -51,6 +55,23 @@ def parse_override(text: str) -> Override:
             raise InputError(where, f"{part.strip()!r} is not understood", EXAMPLE)
         bits[key] = _bits(value, where)
     return Override(pattern=pattern, weights=bits.get("W"), activations=bits.get("A"))
+
+
+def what_would_match(pattern: str, regions: Sequence[str], sites: Sequence[str]) -> str:
+    """A hint for a glob that names nothing: the nearest names, or the first regions.
+
+    Example:
+        >>> what_would_match("layer1.0.cnv1", ["layer1.0.conv1", "fc"], ["fc.weight"])
+        "did you mean 'layer1.0.conv1'?"
+        >>> what_would_match("head.*", ["conv1", "conv2", "fc"], [])
+        'choose from conv1, conv2, fc'
+    """
+    hint = did_you_mean(pattern.rstrip("*."), [*regions, *sites])
+    if hint.startswith("did you mean"):
+        return hint
+    more = len(regions) - SHOWN
+    rest = f" and {more} more, which `bitwright inspect` lists" if more > 0 else ""
+    return f"choose from {', '.join(regions[:SHOWN])}{rest}"
 
 
 def _bits(text: str, where: str) -> int:

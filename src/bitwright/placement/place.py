@@ -16,10 +16,9 @@ import onnx_ir as ir
 
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.graph.regions import Region, find_regions
-from bitwright.lookup import did_you_mean
 from bitwright.placement.checks import CHECKS
 from bitwright.placement.ends import end_sites
-from bitwright.placement.overrides import Override
+from bitwright.placement.overrides import Override, what_would_match
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, Float, QSpec, Shared, SiteSpec
 from bitwright.targets.target import OpRule, Target
@@ -190,10 +189,10 @@ def _matches(override: Override, regions: Sequence[Region], sites: Sequence[ir.V
     found = [r for r in regions if fnmatchcase(r.name, override.pattern)]
     values = [v for v in sites if fnmatchcase(v.name or "", override.pattern)]
     if not found and not values:
-        known = [r.name for r in regions] + [v.name or "" for v in sites]
+        names, others = [r.name for r in regions], [v.name or "" for v in sites]
         raise InputError(
             f"--set {override.pattern!r}", "matches no region and no site",
-            f"a glob of one of {len(known)} names", did_you_mean(override.pattern.rstrip("*."), known[:500]),
+            f"a glob of one of {len(names) + len(others)} names", what_would_match(override.pattern, names, others),
         )  # fmt: skip
     if override.keep_float:
         found = found + [r for r in regions if r.output in values or r.weight in values]

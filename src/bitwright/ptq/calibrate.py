@@ -9,6 +9,7 @@ Source: Nagel et al., A White Paper on Neural Network Quantization, 2021, sectio
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -120,10 +121,17 @@ class Calibrate:
             raise InputError("calibrate", "no data", "images to set activation ranges from", "give --data")
         estimator = self.estimator(self.activations)
         states = dict.fromkeys(speakers.values(), estimator.init())
+        members = Counter(speakers.values())
+        waiting: dict[str, list[Tensor]] = {speaker: [] for speaker in members}
 
         def consume(site: str, values: Tensor) -> None:
+            """One update for each encoding and batch, with the values of all sites that share it."""
             speaker = speakers[site]
-            states[speaker] = estimator.update(states[speaker], values.reshape(1, -1), site=f"site {site!r}")
+            waiting[speaker].append(values.reshape(1, -1))
+            if len(waiting[speaker]) == members[speaker]:
+                rows = torch.cat(waiting[speaker], dim=1) if len(waiting[speaker]) > 1 else waiting[speaker][0]
+                states[speaker] = estimator.update(states[speaker], rows, site=f"site {site!r}")
+                waiting[speaker].clear()
 
         watches = [Watch(site=site, extremes=estimator.extremes_only) for site in speakers]
         observe(state.model, state.overlay, watches, batches, consume, progress=images_done)

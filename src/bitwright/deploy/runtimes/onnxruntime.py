@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bitwright.errors import InputError
-from bitwright.execute.observe import session_of
+from bitwright.execute.observe import run_session, session_of
 
 #: Ops that only move data between layouts; how many the runtime inserts depends on what is probed.
-LAYOUT_OPS = {"Transpose", "Reshape", "ReorderInput", "ReorderOutput"}
+LAYOUT_OPS = {"Transpose", "Reshape", "ReorderInput", "ReorderOutput", "Identity"}
 
 
 class OnnxRuntime:
@@ -35,18 +34,15 @@ class OnnxRuntime:
     def __init__(
         self, model: str | Path | bytes, threads: int = 0, outputs: Sequence[str] = (), *, precise: bool = False
     ) -> None:
-        where = "model" if isinstance(model, bytes) else str(model)
-        try:
-            self.session = session_of(model if isinstance(model, bytes) else str(model), threads, precise=precise)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(where, f"ONNX Runtime {ort.__version__} cannot load it: {reason}") from error
+        self.where = "model" if isinstance(model, bytes) else str(model)
+        self.session = session_of(model if isinstance(model, bytes) else str(model), threads, precise=precise)
         self.inputs = tuple(i.name for i in self.session.get_inputs())
         self.outputs = tuple(outputs) or tuple(o.name for o in self.session.get_outputs())
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named inputs to named outputs."""
-        found = self.session.run(list(self.outputs), {name: inputs[name] for name in self.inputs})
+        feeds = {name: inputs[name] for name in self.inputs}
+        found = run_session(self.session, self.outputs, feeds, self.where)
         return dict(zip(self.outputs, found, strict=True))
 
 
