@@ -48,7 +48,11 @@ def load_recipe(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"recipe {name!r}", "no such file", fix=did_you_mean(path.stem, recipe_names()))
-        text, where = path.read_text(), str(path)
+        where = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(where, f"cannot be read as text ({error})", "a YAML file") from error
     else:
         known = recipe_names()
         if name not in known:
@@ -64,7 +68,7 @@ def load_recipe(name: str) -> Recipe:
 def _recipe(name: str, content: Any, where: str) -> Recipe:
     if not isinstance(content, Mapping) or not isinstance(content.get("steps"), list) or not content["steps"]:
         raise InputError(where, "has no list of steps", "help: ...; steps: [fold_batchnorm, place, calibrate]")
-    unknown = sorted(set(content) - {"help", "steps"})
+    unknown = sorted(str(key) for key in content if key not in ("help", "steps"))
     if unknown:
         raise InputError(where, f"there is no key {unknown[0]!r}", fix=did_you_mean(unknown[0], ["help", "steps"]))
     steps = []
@@ -102,10 +106,12 @@ def _checked(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, An
     checked = {}
     for key, value in settings.items():
         if key not in fields:
-            raise InputError(where, f"there is no setting {key!r}", fix=did_you_mean(key, fields))
+            raise InputError(where, f"there is no setting {key!r}", fix=did_you_mean(str(key), fields))
         default = fields[key].default
         if isinstance(default, tuple) and isinstance(value, Sequence) and not isinstance(value, str):
             value = tuple(value)
+            if not all(isinstance(entry, str) for entry in value):
+                raise InputError(f"{where}.{key}", f"is {list(value)!r}", "a list of texts")
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if default is not dataclasses.MISSING and default is not None and type(value) is not type(default):
