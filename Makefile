@@ -18,7 +18,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/bitwright demo
 
 test: lint
-	$(BIN)/python -m pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -23,13 +23,15 @@ NETWORKS = {
 def main() -> None:
     """Quantize each trained network and evaluate it on its dev set."""
     made = parser(__doc__ or "")
+    made.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     made.add_argument("--recipe", nargs="+", default=["int8", "int8-percentile"])
     made.add_argument("--target", nargs="+", default=["auto"])
     made.add_argument("--set", nargs="+", default=[""], help="widths, as of `quantize --set`")
     made.add_argument("--images", type=int, default=0, help="at most so many dev images; 0 for all")
     flags = made.parse_args()
     record = Record(flags.output)
-    for name, folder in NETWORKS.items():
+    for name in flags.network:
+        folder = NETWORKS[name]
         model, data = flags.shared / "data/models" / f"{name}.onnx", flags.shared / "data" / folder
         for recipe in flags.recipe:
             for target in flags.target:

@@ -43,15 +43,18 @@ def main() -> None:
         if flags.network and name not in flags.network:
             continue
         for target in flags.target:
+            runs = [{"network": name, "target": target, "batch": b, "threads": t} for b in (1, 16) for t in (1, 2)]
+            missing = [key for key in runs if not record.known(**key)]
+            if not missing:
+                continue
             quantized = bw.quantize(model, calibration, example=sample, target=target)
-            for batch, threads in ((1, 1), (1, 2), (16, 1), (16, 2)):
-                key = {"network": name, "target": target, "batch": batch, "threads": threads}
-                if record.known(**key):
-                    continue
+            for key in missing:
                 precise = target == "onnxruntime-x64" and products_saturate()
                 with tempfile.TemporaryDirectory() as folder:
                     quantized.save(Path(folder) / "model.onnx")
-                    found = quantized.verify(test, batch=batch, limit=flags.images, threads=threads, precise=precise)
+                    found = quantized.verify(
+                        test, batch=key["batch"], limit=flags.images, threads=key["threads"], precise=precise
+                    )
                 record.add(key | {
                     "precise": precise, "images": found.images, "tensors": found.tensors, "codes": found.codes,
                     "mismatches": found.mismatches, "float simulation misses": found.fake_quant_mismatches,

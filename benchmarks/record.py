@@ -21,7 +21,10 @@ class Record:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = path.read_text().splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):  # a run that was killed while it wrote
+                path.write_text("".join(lines := lines[:-1]))
+            self.rows = [json.loads(line) for line in lines]
 
     def known(self, **key: Any) -> bool:
         """Whether a row with this key is there."""
@@ -46,7 +49,7 @@ class Record:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def parser(text: str) -> argparse.ArgumentParser:
