@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -39,18 +41,16 @@ def network(
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def conv(x: str, y: str, weight: str, **attributes: object) -> onnx.NodeProto:
+def conv(x: str, y: str, weight: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node("Conv", [x, weight, f"{weight}.b"], [y], **attributes)
 
 
-def conv_network(out: int, group: int, kernel: tuple[int, int], **attributes: object) -> ir.Model:
+def conv_network(out: int, group: int, kernel: tuple[int, int], **attributes: Any) -> ir.Model:
     node = conv("x", "y", "w", group=group, **attributes)
     return network([node], [constant("w", out, 6 // group, *kernel), constant("w.b", out)])
 
 
-def after_conv(
-    op: str, *arguments: str, constants: tuple[onnx.TensorProto, ...] = (), **attributes: object
-) -> ir.Model:
+def after_conv(op: str, *arguments: str, constants: tuple[onnx.TensorProto, ...] = (), **attributes: Any) -> ir.Model:
     """A convolution, then the op: what the op reads has been quantized by a kernel."""
     nodes = [conv("x", "h", "w", pads=[1] * 4), helper.make_node(op, ["h", *arguments], ["y"], **attributes)]
     return network(nodes, [constant("w", 10, 6, 3, 3), constant("w.b", 10), *constants])
@@ -77,8 +77,8 @@ NETWORKS = {
         [
             constant("w", 5, 6, 3, 3),
             constant("w.b", 5),
-            numpy_helper.from_array(np.float32(-0.31), "low"),
-            numpy_helper.from_array(np.float32(0.77), "high"),
+            numpy_helper.from_array(np.array(-0.31, dtype=np.float32), "low"),
+            numpy_helper.from_array(np.array(0.77, dtype=np.float32), "high"),
         ],
     ),
     "gemm": lambda: network(
@@ -145,10 +145,10 @@ def test_formula_equals_the_kernel(name: str, settings: tuple[str, ...]) -> None
     if settings == ("W=4,A=8",) and not any(n.op_type in ("Conv", "Gemm") for n in model.graph):
         pytest.skip("has no weight")
     # Values far apart in scale, so that both saturation and rounding happen.
-    data = {
-        value.name: (RNG.standard_normal((16, *value.shape[1:])) * (i + 1) * 1.7 + 0.3 * i).astype(np.float32)
-        for i, value in enumerate(model.graph.inputs)
-    }
+    data = {}
+    for i, value in enumerate(model.graph.inputs):
+        shape = [d for d in value.shape or () if isinstance(d, int)]
+        data[value.name or ""] = (RNG.standard_normal((16, *shape)) * (i + 1) * 1.7 + 0.3 * i).astype(np.float32)
     served = {name: array * 1.2 for name, array in data.items()}
     for target in ("onnxruntime-x64-avx2", "onnxruntime-x64"):
         quantized = quantize(model, data, target=target, set=settings, ends=0)
@@ -188,7 +188,7 @@ def test_the_runtime_leaves_float_what_the_plan_leaves_float(op: str) -> None:
         "Mul": ["h", "h"],
         "MatMul": ["h", "h"],
     }[op]
-    attributes = {"pads": [1] * 4} if op.startswith("Conv") else {}
+    attributes: dict[str, Any] = {"pads": [1] * 4} if op.startswith("Conv") else {}
     constants += [constant("inner.w", 6, 6, 3, 3), constant("inner.b", 6)] if op.startswith("Conv") else []
     if op == "Gemm":
         shape = (37,)

@@ -21,6 +21,7 @@ from bitwright.models.initialise import Network
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, QSpec, Shared, SiteSpec
 
+pytestmark = pytest.mark.xdist_group("exporters")  # they share what torch.export gave
 #: torch.export takes seconds for each network.
 NETWORKS = [
     "small_inverted_residual",

@@ -22,7 +22,11 @@ RENEW = "BITWRIGHT_RENEW_GOLDEN"
 SHARED = Path(__file__).parents[2].parent / "shared"
 RESNET20 = SHARED / "data" / "models" / "resnet20_cifar10.onnx"
 PLACED = ["onnxruntime-x64", "onnxruntime-x64-avx2"]
-EXPORTED = ["small_residual", "small_inverted_residual", "small_inception"]
+#: Exported once each: torch.export takes seconds, and what it gave is kept by the process that asked for it.
+EXPORTED = [
+    pytest.param(name, marks=pytest.mark.xdist_group(name))
+    for name in ("small_residual", "small_inverted_residual", "small_inception")
+]
 Fold = Callable[[str | Path], ir.Model]
 
 

@@ -226,7 +226,7 @@ class _Probe:
             operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
             arguments = [codes[v.name or ""] for v in operands if v is not None and not v.is_initializer()]
             if region.output.name not in self.unwritten:
-                expected_codes[region.output.name] = module(*arguments)
+                expected_codes[region.output.name or ""] = module(*arguments)
         valid = batch.valid
         for site, expected in expected_codes.items():
             wrong = int((expected[:valid] != codes[site][:valid]).sum())

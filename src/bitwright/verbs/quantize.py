@@ -138,6 +138,7 @@ class Quantize(ShapeFlag, DataFlags):
             "bytes_after": after,
             "integer_mac_share": quantized.integer_mac_share(),
             "float_sites": [{"site": s, "reason": r} for s, r in quantized.plan.float_sites().items()],
+            "float_regions": [{"region": n, "reason": r} for n, r in quantized.plan.refused.items()],
             "images_used": quantized.images_used,
             "seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
@@ -212,9 +213,9 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     elif json["agreement"] is not None:
         table.add_row("same top-1 as float", f"{100 * json['agreement']:.2f} % (no labels, so no accuracy)")
     parts: list[RenderableType] = [table]
-    if json["float_sites"]:
-        parts.append(f"\n{len(json['float_sites'])} sites stay float:")
-        parts.extend(f"  {entry['site']}: {entry['reason']}" for entry in json["float_sites"])
+    if json["float_regions"]:
+        parts.append(f"\n{len(json['float_regions'])} ops compute in float ({len(json['float_sites'])} sites):")
+        parts.extend(f"  {entry['region']}: {entry['reason']}" for entry in json["float_regions"])
     else:
-        parts.append("no site stays float")
+        parts.append("nothing computes in float")
     return Group(*parts)
