@@ -35,7 +35,7 @@ def test_its_table(cli: Any, float_file: Path, assets: Path, tmp_path: Path) -> 
     size = f"{float_file.stat().st_size:,} -> {output.stat().st_size:,} ("
     assert any(line.startswith("bytes") and size in line for line in ran.out.splitlines())
     assert "measured on the calibration images; give --eval-data for others" in ran.out
-    assert "sites stay float:" in ran.out and "kept in float by --set residual*:float" in ran.out
+    assert "ops compute in float (" in ran.out and "kept in float by --set residual*:float" in ran.out
     assert "target onnxruntime-x64" in ran.err
 
 
