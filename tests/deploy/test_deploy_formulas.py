@@ -204,3 +204,19 @@ def test_the_runtime_leaves_float_what_the_plan_leaves_float(op: str) -> None:
     assert found.mismatches == 0
     # The island's numbers are those of plain float, so the whole simulation gives the runtime's output.
     assert found.proven
+
+
+def test_two_equal_ops_are_watched_although_the_runtime_merges_them() -> None:
+    """Read out, each keeps a node of its own; what is computed is the same."""
+    nodes = [
+        conv("x", "a", "w"),
+        conv("x", "b", "w"),
+        helper.make_node("MaxPool", ["a"], ["c"], kernel_shape=[2, 2]),
+        helper.make_node("MaxPool", ["b"], ["d"], kernel_shape=[2, 2]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
+    model = network(nodes, [constant("w", 5, 6, 3, 3), constant("w.b", 5)])
+    data = {"x": RNG.standard_normal((4, 6, 11, 13)).astype(np.float32)}
+    found = quantize(model, data, target="onnxruntime-x64-avx2", ends=0).verify(data)
+    assert found.proven
+    assert found.tensors == 6

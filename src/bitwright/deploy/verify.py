@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bitwright.data.batches import Batch
 from bitwright.deploy.names import codes_name
 from bitwright.deploy.reader import read
-from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, kernels, products_saturate
+from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, computing_kernels, kernels, products_saturate
 from bitwright.errors import GoalError, InputError
 from bitwright.execute.integer import region_kernel
 from bitwright.execute.program import Program, Quantize, build
@@ -159,9 +159,10 @@ class _Probe:
         }  # fmt: skip
         probed = _probed(proto, [codes_name(s) for s in self.sites])
         self.kernels = kernels(path, precise=precise)
-        if (seen := kernels(probed, precise=precise)) != self.kernels:
+        usual, seen = (computing_kernels(m, precise=precise) for m in (path, probed))
+        if seen != usual:
             raise GoalError(
-                str(path), f"reading codes out changes the kernels to {seen}", f"{self.kernels}",
+                str(path), f"reading codes out changes the kernels to {seen}", f"{usual}",
                 "the runtime cannot be observed without changing it; report this network",
             )  # fmt: skip
         self.plain = OnnxRuntime(path, threads, precise=precise)

@@ -174,7 +174,12 @@ def run_session(
 
 
 def session_of(
-    model: bytes | str, threads: int = 0, optimised_path: str = "", precise: bool = False, planned_memory: bool = True
+    model: bytes | str,
+    threads: int = 0,
+    optimised_path: str = "",
+    precise: bool = False,
+    planned_memory: bool = True,
+    without: Sequence[str] = (),
 ) -> ort.InferenceSession:
     """A session with all optimisations on and its own log off.
 
@@ -185,6 +190,7 @@ def session_of(
         precise: on processors without VNNI, use the slower kernels whose products do not saturate.
         planned_memory: hold one block for all values of a run. With many values and little time it is better not to:
             calibrating ResNet-50 takes 1.3 GB instead of 2.2 GB, and no longer (`benchmarks/time_to_quantize.py`).
+        without: names of the runtime's optimisations to leave out.
 
     Raises:
         InputError: the runtime cannot load the model.
@@ -198,7 +204,7 @@ def session_of(
     if optimised_path:
         options.optimized_model_filepath = optimised_path
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
     except Exception as error:  # the runtime's own exceptions share no base class
         where, reason = "model" if isinstance(model, bytes) else str(model), str(error).strip().splitlines()[0]
         raise InputError(

@@ -46,15 +46,27 @@ class OnnxRuntime:
         return dict(zip(self.outputs, found, strict=True))
 
 
-def kernels(model: str | Path | bytes, *, precise: bool = False) -> dict[str, int]:
+def kernels(model: str | Path | bytes, *, precise: bool = False, without: Sequence[str] = ()) -> dict[str, int]:
     """How many nodes of each op the runtime executes after its own optimisations, layout moves left out."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "optimised.onnx")
-        session_of(model if isinstance(model, bytes) else str(model), 1, optimised_path=path, precise=precise)
+        session_of(
+            model if isinstance(model, bytes) else str(model), 1, optimised_path=path, precise=precise, without=without
+        )
         graph = onnx.load(path, load_external_data=False).graph
     # The channels-last form of a kernel computes the same; which one is taken is a matter of layout too.
     counted = Counter(node.op_type.removeprefix("Nhwc") for node in graph.node if node.op_type not in LAYOUT_OPS)
     return dict(sorted(counted.items()))
+
+
+def computing_kernels(model: str | Path | bytes, *, precise: bool = False) -> dict[str, int]:
+    """`kernels` that compute, counted so that reading a value out does not change the number.
+
+    A value that is read out keeps a node of its own, where otherwise two equal nodes become one, and a pair of
+    QuantizeLinear and DequantizeLinear may move past a pool or a transpose; neither changes what is computed.
+    """
+    found = kernels(model, precise=precise, without=["CommonSubexpressionElimination"])
+    return {op: n for op, n in found.items() if op not in ("QuantizeLinear", "DequantizeLinear")}
 
 
 @cache
