@@ -36,3 +36,9 @@ def root() -> Path:
 def assets(root: Path) -> Path:
     """The small files that tests and doc examples open."""
     return root / "tests" / "assets"
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed does not depend on the width of a terminal (worker processes are told one)."""
+    monkeypatch.delenv("COLUMNS", raising=False)
