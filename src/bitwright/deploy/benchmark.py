@@ -67,8 +67,10 @@ def benchmark(
     contenders = [_contender(str(m), load(m, threads), batch) for m in models]
     samples = np.zeros((rounds, len(contenders)))
     for i in range(rounds):
-        for j, contender in enumerate(contenders):
-            samples[i, j] = _sample(contender)
+        # Who runs after another finds its threads still spinning: the order turns round from one round to the next.
+        order = range(len(contenders)) if i % 2 == 0 else reversed(range(len(contenders)))
+        for j in order:
+            samples[i, j] = _sample(contenders[j])
         if progress is not None:
             progress(1)
     ratios = np.median(samples / samples[:, :1], axis=0)
