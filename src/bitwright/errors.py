@@ -39,3 +39,13 @@ class UnsupportedError(InputError):
 
 class GoalError(BitwrightError):
     """A goal or a check failed: exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such axis\\nstack ...")), first_line(KeyError())
+        ('no such axis', 'KeyError')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

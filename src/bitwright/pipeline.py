@@ -73,6 +73,11 @@ class State:
         """The present value of an initializer."""
         return initializer(self.model, self.overlay, name)
 
+    def encoding(self, site: str) -> Encoding:
+        """The encoding of a site, its own or the one it shares."""
+        assert self.plan is not None
+        return self.encodings[self.plan.resolve(site)[0]]
+
     def but(self, **changes: Any) -> State:
         """A new state with some fields changed."""
         return dataclasses.replace(self, **changes)

@@ -165,6 +165,6 @@ def test_float_outputs_equal_the_runtimes() -> None:
         data = random_data(network, 3)
         quantized = bw.quantize(network, data, example=example(name))
         (mine,) = quantized.torch("float")(torch.from_numpy(data["x"]))
-        theirs = OnnxRuntime(bw.verbs.quantized.float_bytes(quantized.state.reference)).run(data)
+        theirs = OnnxRuntime(bw.verbs.quantized.model_bytes(quantized.state.reference)).run(data)
         expected = next(iter(theirs.values()))
         assert np.abs(mine.numpy() - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -25,12 +25,11 @@ from bitwright.deploy.names import codes_name
 from bitwright.deploy.reader import read
 from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, computing_kernels, kernels, products_saturate
 from bitwright.errors import GoalError, InputError
-from bitwright.execute.integer import region_kernel
+from bitwright.execute.integer import kernel_operands, region_kernel
 from bitwright.execute.program import Program, Quantize, build
 from bitwright.graph.regions import Region
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
-from bitwright.plan.encoding import Encoding
 from bitwright.targets import TARGETS
 
 #: The runtime's integer kernel for each op that the writer puts between DequantizeLinear and QuantizeLinear.
@@ -167,7 +166,7 @@ class _Probe:
             )  # fmt: skip
         self.plain = OnnxRuntime(path, threads, precise=precise)
         self.served = OnnxRuntime(probed, threads, precise=precise)
-        self.entrances = {s: Quantize(self.encoding(s)) for s in self.sites if s in self.plain.inputs}
+        self.entrances = {s: Quantize(self.state.encoding(s)) for s in self.sites if s in self.plain.inputs}
         self.modules: list[tuple[Region, nn.Module]] = [(r, self._kernel(r)) for r in self.rules]
         self.compared = [*self.entrances, *(r.output.name or "" for r in self.rules if r.output.name in self.sites)]
         self.integer = self._program("integer")
@@ -175,15 +174,12 @@ class _Probe:
         output = state.model.graph.outputs[0]
         self.classifies = output.shape is not None and len(output.shape) == 2
 
-    def encoding(self, site: str) -> Encoding:
-        return self.state.encodings[self.plan.resolve(site)[0]]
-
     def _kernel(self, region: Region) -> nn.Module:
         def bias_codes(value: ir.Value) -> Tensor | None:
             return self.state.encodings[value.name or ""].codes
 
         return region_kernel(
-            region, lambda v: self.encoding(v.name or ""), lambda v: self.state.tensor(v.name or ""), bias_codes
+            region, lambda v: self.state.encoding(v.name or ""), lambda v: self.state.tensor(v.name or ""), bias_codes
         )
 
     def _program(self, mode: Any, outputs: list[str] | None = None) -> Program:
@@ -224,8 +220,7 @@ class _Probe:
         inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
         expected_codes = {s: module(inputs[s]) for s, module in self.entrances.items()}
         for region, module in self.modules:
-            operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
-            arguments = [codes[v.name or ""] for v in operands if v is not None and not v.is_initializer()]
+            arguments = [codes[v.name or ""] for v in kernel_operands(region)]
             if region.output.name not in self.unwritten:
                 expected_codes[region.output.name or ""] = module(*arguments)
         valid = batch.valid

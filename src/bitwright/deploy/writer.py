@@ -33,7 +33,6 @@ from bitwright.graph.captures import captured_values
 from bitwright.graph.regions import Region
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
-from bitwright.plan.encoding import Encoding
 from bitwright.targets import TARGETS
 from bitwright.targets.target import OpRule, Target
 
@@ -133,9 +132,6 @@ class _Writer:
             producer_version=version("bitwright"), metadata_props={METADATA_KEY: embed(self.state)},
         )  # fmt: skip
 
-    def _encoding(self, site: str) -> Encoding:
-        return self.state.encodings[self.plan.resolve(site)[0]]
-
     def _scales(self, site: str) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of an activation."""
         root = self.plan.resolve(site)[0]
@@ -149,7 +145,7 @@ class _Writer:
         """Codes of an activation; quantized here when it came as real values."""
         name = value.name or ""
         if name not in self.codes:
-            grid = self._encoding(name).spec.grid
+            grid = self.state.encoding(name).spec.grid
             self.codes[name] = self._quantize(name, self.real[name], (grid.qmin, grid.qmax))
         return self.codes[name]
 
@@ -184,7 +180,7 @@ class _Writer:
     def _exit(self, site: str) -> ir.Value:
         """`(q - z) * s` in plain float arithmetic, the same numbers as DequantizeLinear."""
         if site not in self.exits:
-            encoding = self._encoding(site)
+            encoding = self.state.encoding(site)
             scale, _ = self._scales(site)
             to_float = {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)}
             wide = self.out.node("Cast", [self.codes[site]], to_float, f"{site}/wide")
@@ -209,14 +205,14 @@ class _Writer:
     def _region(self, region: Region) -> None:
         site = region.output.name or ""
         rule = self.rules[region]
-        bounds = code_bounds(region.bounds, self._encoding(site))
+        bounds = code_bounds(region.bounds, self.state.encoding(site))
         if rule.how == "kernel":
             inputs = [self._inside(region, v) for v in region.op.inputs]
             real = self.out.node(region.op.op_type, inputs, region.op.attributes, f"{site}/sum")
             self.codes[site] = self._quantize(site, real, bounds)
         elif region.op.op_type in ("Relu", "Clip"):
             codes = self._codes_of(region.inputs[0])
-            grid = self._encoding(site).spec.grid
+            grid = self.state.encoding(site).spec.grid
             free = bounds == (grid.qmin, grid.qmax)
             self.codes[site] = codes if free else self._bound(codes, bounds, codes_name(site))
         else:
@@ -240,7 +236,7 @@ class _Writer:
 
     def _bias(self, region: Region, name: str) -> ir.Value:
         assert region.weight is not None
-        x, weight = self._encoding(region.inputs[0].name or ""), self.state.encodings[region.weight.name or ""]
+        x, weight = self.state.encoding(region.inputs[0].name or ""), self.state.encodings[region.weight.name or ""]
         known = self.state.encodings.get(name)
         codes = quantized_bias(self.state.tensor(name), x, weight) if known is None else known.codes
         assert codes is not None

@@ -79,7 +79,7 @@ class Weighted(nn.Module):
         super().__init__()
         self.op = op_function(region.op.op_type)
         self.attributes = attributes_of(region.op)
-        centred = codes.double() - weight.parameters(codes)[1].double()
+        centred = weight.integers(codes).double()
         axis = weight.spec.axis if weight.spec.axis is not None else 0
         per_channel = centred.abs().movedim(axis, 0).flatten(1).sum(1)
         z = int(x.zero_point)
@@ -246,6 +246,12 @@ def bias_scale(x: Encoding, weight: Encoding) -> Tensor:
 def quantized_bias(bias: Tensor, x: Encoding, weight: Encoding) -> Tensor:
     """Codes of a bias, `rint(b / (s_x s_w))`, as float64, which holds every int32."""
     return torch.round(bias.double() / bias_scale(x, weight).double())
+
+
+def kernel_operands(region: Region) -> list[ir.Value]:
+    """The activations that a region's kernel takes, in order; a value that is read twice stands twice (`x + x`)."""
+    operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
+    return [v for v in operands if v is not None and not v.is_initializer()]
 
 
 def region_kernel(

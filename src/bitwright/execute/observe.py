@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitwright.data.batches import Batch
-from bitwright.errors import InputError
+from bitwright.errors import InputError, first_line
 from bitwright.graph.overlay import with_overlay
 from bitwright.graph.regions import activation_bounds
 
@@ -167,7 +167,7 @@ def run_session(
     except Exception as error:  # the runtime's own exceptions share no base class
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise InputError(
-            where, f"ONNX Runtime {ort.__version__} cannot run it: {str(error).strip().splitlines()[0]}",
+            where, f"ONNX Runtime {ort.__version__} cannot run it: {first_line(error)}",
             f"a network that takes {shapes}", "if it was exported for one batch size, give --batch",
         ) from error  # fmt: skip
     return found
@@ -206,8 +206,8 @@ def session_of(
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
     except Exception as error:  # the runtime's own exceptions share no base class
-        where, reason = "model" if isinstance(model, bytes) else str(model), str(error).strip().splitlines()[0]
+        where = "model" if isinstance(model, bytes) else str(model)
         raise InputError(
-            where, f"ONNX Runtime {ort.__version__} cannot load it: {reason}", "a network that it runs",
+            where, f"ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}", "a network that it runs",
             "mend or export it again",
         ) from error  # fmt: skip

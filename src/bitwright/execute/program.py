@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bitwright.errors import InputError
-from bitwright.execute.integer import MOVING_OPS, bias_scale, quantized_bias, region_kernel
+from bitwright.execute.integer import MOVING_OPS, bias_scale, kernel_operands, quantized_bias, region_kernel
 from bitwright.execute.nodes import attributes_of, function_of
 from bitwright.graph.overlay import initializer
 from bitwright.graph.regions import Region
@@ -261,9 +261,7 @@ class _Builder:
     def kernel(self, region: Region) -> None:
         """One region on codes."""
         module = region_kernel(region, self.encoding, self.tensor, self.bias_codes)
-        # Add reads the same value twice in `x + x`; its kernel wants both operands.
-        operands = region.op.inputs if region.op.op_type in ("Add", "Concat") else region.inputs
-        arguments = tuple(self.codes_of(v) for v in operands if v is not None)
+        arguments = tuple(self.codes_of(v) for v in kernel_operands(region))
         self.codes[region.output.name or ""] = self.graph.call_module(self._module("kernel", module), arguments)
 
     def finish(self, outputs: Sequence[str], codes: bool) -> fx.GraphModule:

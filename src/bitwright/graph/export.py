@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bitwright.errors import InputError, UnsupportedError
+from bitwright.errors import InputError, UnsupportedError, first_line
 
 
 def from_module(module: Any, example: Any, where: str = "") -> ir.Model:
@@ -54,7 +54,7 @@ def from_module(module: Any, example: Any, where: str = "") -> ir.Model:
             )  # fmt: skip
     except Exception as error:
         raise UnsupportedError(
-            where, f"PyTorch's exporter failed: {_first_line(error)}",
+            where, f"PyTorch's exporter failed: {first_line(error.__cause__ or error)}",
             f"a module that torch.export captures with inputs of shape {', '.join(str(list(x.shape)) for x in batch)}",
             "give another example batch, or export it to ONNX yourself and pass the file",
         ) from error  # fmt: skip
@@ -77,7 +77,7 @@ def _example_batch(example: Any, where: str) -> tuple[Any, ...]:
     try:
         return tuple(torch.as_tensor(x) for x in parts)
     except (TypeError, ValueError, RuntimeError) as error:
-        found = f"its example batch is a {type(example).__name__} ({_first_line(error)})"
+        found = f"its example batch is a {type(example).__name__} ({first_line(error.__cause__ or error)})"
         raise InputError(where, found, "a tensor or a tuple of tensors") from error
 
 
@@ -94,17 +94,11 @@ def from_exported_program(program: Any, where: str) -> ir.Model:
             exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     except Exception as error:
         raise UnsupportedError(
-            where, f"PyTorch's exporter failed: {_first_line(error)}", "a program that it can write as ONNX",
-            "export it to ONNX yourself and pass the file",
+            where, f"PyTorch's exporter failed: {first_line(error.__cause__ or error)}",
+            "a program that it can write as ONNX", "export it to ONNX yourself and pass the file",
         ) from error  # fmt: skip
     assert exported is not None
     return exported.model
-
-
-def _first_line(error: Exception) -> str:
-    # The exporter wraps what went wrong in advice; the cause says it.
-    lines = str(error.__cause__ or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

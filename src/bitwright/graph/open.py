@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
-from bitwright.errors import BitwrightError, InputError, UnsupportedError
+from bitwright.errors import BitwrightError, InputError, UnsupportedError, first_line
 from bitwright.graph.export import from_exported_program, from_module, quiet
 from bitwright.graph.weights import check_data, damaged_text
 
@@ -67,7 +67,7 @@ def _open_onnx(path: Path) -> ir.Model:
         onnx.checker.check_model(str(path))
     except Exception as error:
         raise InputError(
-            str(path), f"the ONNX checker says: {_first_line(error)}", "a valid model", "export it again"
+            str(path), f"the ONNX checker says: {first_line(error)}", "a valid model", "export it again"
         ) from error
     model = ir.load(str(path), format="protobuf")
     # Up to IR version 3 constants were listed as inputs, with their value as default.
@@ -111,10 +111,6 @@ def _parse(path: Path) -> onnx.ModelProto:
             "a serialized ONNX ModelProto", "copy or export it again",
         )  # fmt: skip
     return proto
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _check_opsets(where: str, opsets: Mapping[str, int]) -> None:
@@ -170,7 +166,7 @@ def call_named(text: str, kind: str) -> Any:
         ) from error
     except Exception as error:  # an import runs the user's code
         raise InputError(
-            text, f"importing {module_name!r} raised {type(error).__name__}: {_first_line(error)}", expected,
+            text, f"importing {module_name!r} raised {type(error).__name__}: {first_line(error)}", expected,
             "mend that first",
         ) from error  # fmt: skip
     target = getattr(module, attribute, None)
@@ -185,6 +181,6 @@ def call_named(text: str, kind: str) -> Any:
         raise
     except Exception as error:
         raise InputError(
-            text, f"calling it raised {type(error).__name__}: {_first_line(error)}",
+            text, f"calling it raised {type(error).__name__}: {first_line(error)}",
             f"a callable without arguments that returns a {kind}", "mend that first",
         ) from error  # fmt: skip

@@ -36,6 +36,10 @@ class Encoding:
         """The chosen codes of a constant, or those nearest to `x`."""
         return self.quantize(x) if self.codes is None else self.codes
 
+    def integers(self, codes: Tensor) -> Tensor:
+        """What a kernel multiplies by: `code - zero_point`, int32."""
+        return codes - self.parameters(codes)[1]
+
     def quantize(self, x: Tensor) -> Tensor:
         """Codes (int32) of real values."""
         return quantize(x, *self.parameters(x), self.spec.grid)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from bitwright.errors import InputError
+from bitwright.errors import InputError, first_line
 from bitwright.lookup import did_you_mean, lookup
 from bitwright.pipeline import Step, check_chain
 from bitwright.ptq import STEPS
@@ -61,7 +61,7 @@ def load_recipe(name: str) -> Recipe:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(where, f"is not YAML: {str(error).splitlines()[0]}", "help and steps") from error
+        raise InputError(where, f"is not YAML: {first_line(error)}", "help and steps") from error
     return _recipe(name, content, where)
 
 

@@ -26,7 +26,7 @@ from bitwright.models import example
 from bitwright.models.digits_cnn import digits_cnn, train_digits
 from bitwright.recipes.recipe import load_recipe
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
-from bitwright.verbs.quantized import float_bytes, run_recipe
+from bitwright.verbs.quantized import model_bytes, run_recipe
 from bitwright.verbs.tables import facts, percent, points
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, option
@@ -109,7 +109,7 @@ def _write_float(model: ir.Model, path: Path) -> None:
     kept = model.clone()
     for node in kept.graph.all_nodes():
         node.metadata_props.clear()
-    write_bytes(path, float_bytes(kept))
+    write_bytes(path, model_bytes(kept))
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -25,7 +25,7 @@ from bitwright.targets import TARGETS
 from bitwright.targets.target import OpRule, Target
 from bitwright.verbs.preparing import file_bytes, float_network, input_specs, resolve_target
 from bitwright.verbs.quantize import ShapeFlag
-from bitwright.verbs.quantized import float_bytes
+from bitwright.verbs.quantized import model_bytes
 from bitwright.verbs.tables import columns, counted, dimensions, facts, percent, short
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
@@ -105,7 +105,7 @@ class Inspect(ShapeFlag):
 
 def _other_bytes(source: str, network: ir.Model) -> int:
     """Size of a file of another kind, or of the network as ONNX when it comes from no file."""
-    return os.path.getsize(source) if os.path.isfile(source) else len(float_bytes(network))
+    return os.path.getsize(source) if os.path.isfile(source) else len(model_bytes(network))
 
 
 def planned(model: ir.Model, target: Target) -> Plan | None:

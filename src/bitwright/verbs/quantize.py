@@ -18,10 +18,11 @@ from rich.console import Group, RenderableType
 from bitwright.data.batches import Batches
 from bitwright.data.preprocess import Preprocess
 from bitwright.deploy.evaluate import Evaluation, evaluate
+from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.recipes.recipe import load_recipe, parse_settings
 from bitwright.verbs.preparing import data_for, file_bytes, float_network, model_files, resolve_target, same_file
-from bitwright.verbs.quantized import Quantized, float_bytes, run_recipe
+from bitwright.verbs.quantized import model_bytes, run_recipe
 from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
@@ -127,15 +128,16 @@ class Quantize(ShapeFlag, DataFlags):
             network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends
         )
         seconds = time.perf_counter() - start
-        found = self._evaluate(quantized, others, labelled, terminal)
-        after = quantized.save(output)
+        served = model_bytes(quantized.model())
+        found = self._evaluate(served, model_bytes(network), others, labelled, terminal)
+        write_bytes(output, served)
         if batches.skipped:
             terminal.note(f"skipped {len(batches.skipped)} unreadable images, the first is {batches.skipped[0]}")
-        before = file_bytes(self.model) if self.model.endswith(".onnx") else len(float_bytes(network))
+        before = file_bytes(self.model) if self.model.endswith(".onnx") else len(model_bytes(network))
         json = {
             "output": str(output),
             "bytes_before": before,
-            "bytes_after": after,
+            "bytes_after": len(served),
             "integer_mac_share": quantized.integer_mac_share(),
             "float_sites": [{"site": s, "reason": r} for s, r in quantized.plan.float_sites().items()],
             "float_regions": [{"region": n, "reason": r} for n, r in quantized.plan.refused.items()],
@@ -171,8 +173,9 @@ class Quantize(ShapeFlag, DataFlags):
             if path and os.path.isfile(path) and same_file(path, output):
                 raise InputError(str(output), f"is {what}", "another file", "choose another --output")
 
-    def _evaluate(self, quantized: Quantized, batches: Batches, labelled: bool, terminal: Terminal) -> Evaluation:
-        served, network = float_bytes(quantized.model()), float_bytes(quantized.state.reference)
+    def _evaluate(
+        self, served: bytes, network: bytes, batches: Batches, labelled: bool, terminal: Terminal
+    ) -> Evaluation:
         with terminal.progress("evaluate what will be written", len(batches)) as advance:
             return evaluate(served, batches, against=network, labelled=labelled, progress=advance)
 

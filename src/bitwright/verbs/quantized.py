@@ -63,10 +63,8 @@ class Quantized:
 
     def evaluate(self, data: Any, *, batch: int = 32, limit: int = 0) -> Evaluation:
         """Accuracy in the runtime, beside the float network that it was made from."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            self.save(path)
-            return evaluate(path, self._batches(data, batch, limit), against=float_bytes(self.state.reference))
+        reference = model_bytes(self.state.reference)
+        return evaluate(model_bytes(self.model()), self._batches(data, batch, limit), against=reference)
 
     def verify(
         self, data: Any, *, batch: int = 32, limit: int = 0, threads: int = 0, precise: bool = False
@@ -90,7 +88,7 @@ class Quantized:
         return data_for(self.state.model, data, Terminal(), batch=batch, limit=limit)
 
 
-def float_bytes(model: ir.Model) -> bytes:
+def model_bytes(model: ir.Model) -> bytes:
     """A model as one message."""
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
