@@ -39,22 +39,32 @@ class _Command(click.Command):
 
 
 class _Verbs(click.Group):
-    """Commands by name; a verb's module is imported when its command is used, so that `--help` stays light."""
+    """Commands by name; a verb's module is imported when its command is used, so that `--help` stays light.
+
+    A verb of two words, `plan show`, is a command of the group `plan`, which has no row of its own.
+    """
+
+    def __init__(self, *args: Any, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.prefix = prefix
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return [name.removeprefix(self.prefix) for name in VERBS if name.startswith(self.prefix)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        row = VERBS.get(cmd_name)
+        row = VERBS.get(self.prefix + cmd_name)
         return click.Command(cmd_name, help=row.help, short_help=row.help) if row else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in VERBS:
-            raise click.UsageError(f"there is no command {name!r}; {did_you_mean(name, VERBS)}")
-        return name, _command(name, VERBS[name]), args[1:]
+        name, known = self.prefix + args[0], self.list_commands(ctx)
+        if name in VERBS:
+            return args[0], _command(args[0], VERBS[name]), args[1:]
+        if any(verb.startswith(f"{name} ") for verb in VERBS):
+            group = _Verbs(args[0], prefix=f"{name} ", no_args_is_help=True, help=f"The commands of {name}.")
+            return args[0], group, args[1:]
+        raise click.UsageError(f"there is no command {name!r}; {did_you_mean(args[0], known)}")
 
 
 def _command(name: str, row: Row) -> click.Command:
@@ -91,10 +101,10 @@ def _sentence(field: dataclasses.Field[Any]) -> str:
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
-    """A dataclass field as a parameter; tuples of strings become repeatable flags."""
+    """A dataclass field as a parameter; tuples of strings become repeatable flags, and None is a flag not given."""
     several = hint == tuple[str, ...]
     required = field.default is dataclasses.MISSING
-    kind = str if several else hint
+    kind = str if several else int if hint == int | None else hint
     sentence = _sentence(field)
     if field.metadata.get("argument"):
         extra: dict[str, Any] = {} if required or several else {"default": field.default}
@@ -104,7 +114,7 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
         return click.Option([*names, field.name], is_flag=True, default=field.default, help=sentence)
     return click.Option(
         [*names, field.name], type=kind, multiple=several, default=field.default, help=sentence,
-        show_default=field.default not in ("", (), 0),
+        show_default=field.default not in ("", (), 0, None),
     )  # fmt: skip
 
 

@@ -35,10 +35,18 @@ class BatchNorm:
     var: Tensor
     eps: float
 
+    def repeated(self, n: int) -> BatchNorm:
+        """Of a layer each of whose channels became `n`, side by side."""
+        parts = {key: getattr(self, key).repeat_interleave(n) for key in ("gamma", "beta", "mean", "var")}
+        return dataclasses.replace(self, **parts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One line of the log: what ran, how long, and what it says of itself."""
+    """One line of the log: what ran, how long, and what it says of itself.
+
+    A step tells facts by giving back a state whose log has an event of its own; `run_chain` makes one event of both.
+    """
 
     step: str
     seconds: float
@@ -53,7 +61,10 @@ class State:
         model: the normalised graph; frozen, a step that changes its structure clones it.
         reference: the normalised float network as it came.
         overlay: new values of initializers.
-        batchnorm: `{weight: statistics}` of what was folded into that weight.
+        batchnorm: `{weight: statistics}` of the batch norm after a layer, that was folded into its weight: one entry
+            for each output channel, `beta` and `gamma` are mean and spread of what the layer gives.
+        input_batchnorm: the same of the batch norm before a layer: one entry for each input channel, `mean` and `var`
+            are those of what the layer reads. They say nothing of what it gives.
         plan: how every site is quantized, once placed.
         encodings: `{site: numbers}`, once calibrated.
         facts: what is true of the state, for the needs of steps.
@@ -64,6 +75,7 @@ class State:
     reference: ir.Model
     overlay: Mapping[str, Tensor] = field(default_factory=dict)
     batchnorm: Mapping[str, BatchNorm] = field(default_factory=dict)
+    input_batchnorm: Mapping[str, BatchNorm] = field(default_factory=dict)
     plan: Plan | None = None
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     facts: frozenset[str] = frozenset()
@@ -123,8 +135,10 @@ def run_chain(
     for step in steps:
         name = type(step).__name__
         start = time.perf_counter()
+        before = state.log
         state = step(state, batches, images_done)
-        event = Event(step=repr(step), seconds=time.perf_counter() - start)
+        told = {key: fact for event in state.log[len(before) :] for key, fact in event.facts.items()}
+        event = Event(step=repr(step), seconds=time.perf_counter() - start, facts=told)
         log.info("%s: %.1f s", name, event.seconds)
-        state = state.but(facts=state.facts | step.gives, log=(*state.log, event))
+        state = state.but(facts=state.facts | step.gives, log=(*before, event))
     return state

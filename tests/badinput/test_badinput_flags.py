@@ -27,7 +27,7 @@ FLAGS: dict[str, tuple[list[str], str]] = {
     ),
     "weights the target cannot do": (
         ["--target", "onnxruntime-x64", "--set", "fc:W=16"],
-        "site 'fc.weight': 16-bit weights; expected one of .* on onnxruntime-x64; set another width with --set W=",
+        "site 'fc.weight': 16-bit weights; expected affine weights of .* bits on onnxruntime-x64; .*--set W=",
     ),
     "activations the target cannot do": (
         ["--target", "onnxruntime-x64", "--set", "A=16"],

@@ -94,7 +94,7 @@ def test_a_value_that_is_not_finite_is_refused(cli: Any, tmp_path: Path, onnx_fi
     path = onnx_file("y = Log(x)", "(float[N, 3] x) => (float[N, 3] y)")
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 3), np.float32))
     ran = cli("evaluate", path, "--data", tmp_path / "x.npz")
-    assert ran.code == 2 and "its output has NaN or infinity" in ran.err
+    assert ran.code == 2 and "its output 'y' has NaN or infinity" in ran.err
 
 
 # The statistics.

@@ -35,7 +35,7 @@ def words(text: str) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, cli: Any) -> None:
-    ran = cli(name, "--help")
+    ran = cli(*name.split(), "--help")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"Usage: bitwright {name} [OPTIONS]")
     for flag in ("--json", "--quiet", "--seed", "--help"):
@@ -44,7 +44,7 @@ def test_every_command_has_help(name: str, cli: Any) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_field_is_a_flag_with_help(name: str, cli: Any) -> None:
-    shown = cli(name, "--help").out
+    shown = cli(*name.split(), "--help").out
     for field in dataclasses.fields(VERBS[name].load()):
         help_text = field.metadata["help"]
         assert help_text.strip() and "\n" not in help_text and not help_text.endswith("."), field.name
@@ -88,6 +88,14 @@ def test_without_arguments_help_is_shown_and_nothing_is_done(cli: Any) -> None:
     assert ran.code == 2 and "Commands:" in ran.out
 
 
+def test_a_group_lists_its_commands_and_no_others(cli: Any) -> None:
+    ran = cli("plan", "--help")
+    assert (ran.code, ran.err) == (0, "") and ran.out.startswith("Usage: bitwright plan [OPTIONS] COMMAND")
+    listed = re.findall(r"^  (\w+)  ", ran.out.split("Commands:")[1], re.MULTILINE)
+    assert [f"plan {name}" for name in listed] == [name for name in VERBS if name.startswith("plan ")]
+    assert cli("plan").code == 2 and "Commands:" in cli("plan").out
+
+
 def test_version(cli: Any) -> None:
     ran = cli("--version")
     assert (ran.code, ran.out, ran.err) == (0, f"{__version__}\n", "")
@@ -98,6 +106,7 @@ def test_version(cli: Any) -> None:
     [
         (["quantise"], "bitwright: there is no command 'quantise'; did you mean 'quantize'?"),
         (["zzz"], "bitwright: there is no command 'zzz'; choose from benchmark, demo,"),
+        (["plan", "shw"], "bitwright: there is no command 'plan shw'; did you mean 'show'?"),
         (["verify", "x.onnx", "--dat", "d"], r"bitwright: No such option.*--dat.*--data"),
         (["verify"], "bitwright: Missing argument 'MODEL'"),
         (["run", "x.onnx"], "bitwright: Missing argument 'IMAGES"),
@@ -124,6 +133,11 @@ def test_wrong_usage_is_told_in_one_line(arguments: list[str], told: str, cli: A
         (["verify", "gone.onnx", "--data", "d"], "gone.onnx: no such file"),
         (["run", "gone.onnx", "a.png"], "gone.onnx: no such file"),
         (["benchmark", "gone.onnx"], "gone.onnx: no such file"),
+        (["plan", "show", "gone.json"], "gone.json: no such file; expected a plan's JSON file"),
+        (["plan", "show", "gone.onnx"], "gone.onnx: no such file"),
+        (["plan", "diff", "gone.json", "gone.onnx"], "gone.json: no such file"),
+        (["plan", "edit", "gone.json", "-o", "new.json"], "gone.json: no such file"),
+        (["methods", "step"], "kind of method 'step': there is no kind of method of this name; did you mean 'steps'"),
         (["recipes", "int9"], "recipe 'int9': there is no recipe of this name; did you mean 'int8'"),
         (["targets", "onnxruntime-x86"], "target 'onnxruntime-x86': there is no target of this name; did you mean"),
     ],

@@ -91,27 +91,39 @@ def test_a_written_file_knows_its_target_and_shapes(cli: Any, int8_file: Path) -
 
 
 def test_nothing_to_quantize_is_no_error(cli: Any, onnx_file: Callable[..., Path]) -> None:
-    path = onnx_file("s = Softmax(x) y = Erf(s)", "(float[N, 3] x) => (float[N, 3] y)")
+    path = onnx_file("s = LogSoftmax(x) y = Hardmax(s)", "(float[N, 3] x) => (float[N, 3] y)")
     ran = cli("inspect", path, "--json")
     assert ran.code == 0
     found = ran.json
     reasons = [r["reason"] for r in found["regions"]]
-    assert reasons == [f"{op} has no integer kernel on {found['target']}" for op in ("Softmax", "Erf")]
+    assert reasons == [f"{op} has no integer kernel on {found['target']}" for op in ("LogSoftmax", "Hardmax")]
     assert (found["macs"], found["bops"], found["integer_mac_share"]) == (0, 0, 0)
     lines = cli("inspect", path).out.splitlines()
-    assert [line.split()[-2:] for line in lines if "Softmax  " in line] == [["float", "[1]"]]
+    assert [line.split()[-2:] for line in lines if "LogSoftmax  " in line] == [["float", "[1]"]]
     assert lines[-3:] == ["float, because:", f"[1]  {reasons[0]} (1 region)", f"[2]  {reasons[1]} (1 region)"]
 
 
 def test_each_float_region_says_why(cli: Any, onnx_file: Callable[..., Path]) -> None:
     path = onnx_file(
-        "c = Conv(x, w) r = Relu(c) e = Erf(r) y = Conv(e, v)",
+        "c = Conv(x, w) r = Relu(c) e = LogSoftmax(r) y = Conv(e, v)",
         "(float[N, 1, 4, 4] x, float[1, 1, 1, 1] v) => (float[N, 1, 4, 4] y) <float[1, 1, 1, 1] w = {0.5}>",
     )
     found = cli("inspect", path, "--json").json
-    assert [(r["kind"], r["integer"]) for r in found["regions"]] == [("Conv", True), ("Erf", False), ("Conv", False)]
+    kinds = [(r["kind"], r["integer"]) for r in found["regions"]]
+    assert kinds == [("Conv", True), ("LogSoftmax", False), ("Conv", False)]
     assert found["regions"][2]["reason"] == "Conv: its weight is computed, not constant"
     assert found["integer_mac_share"] == 0.5
+
+
+def test_transposed_convolutions_are_shown_as_they_run(cli: Any, onnx_file: Callable[..., Path]) -> None:
+    path = onnx_file(
+        "y = ConvTranspose<strides = [2, 2]>(x, w)",
+        "(float[N, 1, 4, 4] x) => (float[N, 1, 8, 8] y) <float[1, 1, 2, 2] w = {1.0, 2.0, 3.0, 4.0}>",
+    )
+    found = cli("inspect", path, "--json").json
+    assert [(r["kind"], r["integer"]) for r in found["regions"]] == [("Conv", True), ("DepthToSpace", True)]
+    assert found["regions"][0]["parameters"] == found["parameters"] == 4 and found["integer_mac_share"] == 1
+    assert found["macs"] == found["regions"][0]["macs"] == 64
 
 
 def test_sizes_that_the_file_leaves_open(cli: Any, onnx_file: Callable[..., Path]) -> None:

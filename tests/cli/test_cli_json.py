@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jsonschema
 import pytest
@@ -19,7 +20,7 @@ SCHEMA = json.loads((resources.files("bitwright.verbs") / "schema.json").read_te
 
 def validate(command: str, found: Any) -> None:
     """Raise where the object is not that of the command."""
-    schema = {**SCHEMA, "$ref": f"#/$defs/{command}"}
+    schema = {**SCHEMA, "$ref": f"#/$defs/{quote(command)}"}
     jsonschema.validate(found, schema, cls=jsonschema.Draft202012Validator)
 
 
@@ -45,6 +46,10 @@ def arguments(float_file: Path, int8_file: Path, test_images: Path, image_file: 
         "evaluate": [int8_file, *few, "--against", float_file],
         "verify": [int8_file, *few],
         "benchmark": [float_file, int8_file, "--threads", "1", "--rounds", "1"],
+        "plan show": [int8_file],
+        "plan diff": [int8_file, int8_file],
+        "plan edit": [int8_file, "--set", "stem.*:A=7", "-o", "edited.json"],
+        "methods": [],
         "recipes": [],
         "targets": [],
     }
@@ -56,7 +61,7 @@ def test_json_is_one_object_on_stdout(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark, "SAMPLE_SECONDS", 0.001)
-    ran = cli(command, *arguments[command], "--json", "--quiet")
+    ran = cli(*command.split(), *arguments[command], "--json", "--quiet")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.count("\n") == 1 and ran.out.startswith("{")
     validate(command, ran.json)
@@ -75,7 +80,15 @@ def test_files_without_answers_give_null(cli: Any, float_file: Path, int8_file: 
     np.savez(tmp_path / "unlabelled.npz", image=np.zeros((3, 1, 8, 8), np.float32))
     found = cli("evaluate", int8_file, "--data", tmp_path / "unlabelled.npz", "--json").json
     validate("evaluate", found)
-    assert found == {"images": 3, "top1": None, "top5": None, "agreement": None, "sqnr_db": None, "drop": None}
+    unknown = ("top1", "top5", "agreement", "sqnr_db", "drop")
+    empty: dict[str, object] = {
+        "images": 3,
+        **dict.fromkeys(unknown),
+        "simulated": False,
+        "outputs": [],
+        "metrics": [],
+    }
+    assert {key: found[key] for key in empty} == empty
     same = cli("evaluate", float_file, "--data", tmp_path / "unlabelled.npz", "--against", float_file, "--json").json
     validate("evaluate", same)
     assert (same["agreement"], same["sqnr_db"]) == (1.0, None)

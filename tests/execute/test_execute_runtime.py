@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 
 from bitwright.execute import OPS
 
@@ -22,17 +22,18 @@ def served(op: str, inputs: Sequence[np.ndarray | None], outputs: int = 1, **att
     """What ONNX Runtime makes of a single node."""
     names = [f"x{i}" if value is not None else "" for i, value in enumerate(inputs)]
     given = {name: value for name, value in zip(names, inputs, strict=True) if value is not None}
+    domain, _, kind = op.rpartition(".")
     graph = helper.make_graph(
-        [helper.make_node(op, names, [f"y{i}" for i in range(outputs)], **attributes)],
+        [helper.make_node(kind, names, [f"y{i}" for i in range(outputs)], domain=domain, **attributes)],
         op,
         [
             helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
             for name, value in given.items()
         ],
-        [helper.make_tensor_value_info(f"y{i}", TensorProto.UNDEFINED, None) for i in range(outputs)],
+        [onnx.ValueInfoProto(name=f"y{i}") for i in range(outputs)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    model = onnx.shape_inference.infer_shapes(model)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, given)
 
@@ -157,6 +158,15 @@ def test_max_pool_of_codes() -> None:
 def test_max_pool_indices_column_by_column() -> None:
     x = normal(2, 3, 7, 5)
     compare("MaxPool", [x], 2, kernel_shape=[2, 3], strides=[2, 1], pads=[0, 1, 1, 1], storage_order=1)
+
+
+def test_ops_of_the_runtimes_own() -> None:
+    x = 4 * normal(2, 3, 5)
+    compare("com.microsoft.Gelu", [x])
+    compare("com.microsoft.FastGelu", [x])
+    compare("com.microsoft.FastGelu", [x, normal(5)])
+    compare("com.microsoft.QuickGelu", [x])
+    compare("com.microsoft.QuickGelu", [x], alpha=1.3)
 
 
 def test_global_lp_pool() -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from bitwright.errors import InputError, UnsupportedError
-from bitwright.placement.overrides import Override, parse_override
+from bitwright.placement.overrides import Override, Width, parse_override
 from bitwright.placement.place import integer_regions, place
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Float, QSpec
@@ -22,15 +22,17 @@ Network = Callable[..., ir.Model]
 @pytest.mark.parametrize(
     ("text", "override"),
     [
-        ("W=4", Override(weights=4)),
-        ("A=6", Override(activations=6)),
-        ("W=4,A=8", Override(weights=4, activations=8)),
-        (" W=4 , A=8", Override(weights=4, activations=8)),
-        ("layer4.*:W=8", Override(pattern="layer4.*", weights=8)),
-        ("a:b:A=2", Override(pattern="a:b", activations=2)),
-        ("onnx::Conv_1:W=4", Override(pattern="onnx::Conv_1", weights=4)),
+        ("W=4", Override(weights=Width(bits=4))),
+        ("A=6", Override(activations=Width(bits=6))),
+        ("W=4,A=8", Override(weights=Width(bits=4), activations=Width(bits=8))),
+        (" W=4 , A=8", Override(weights=Width(bits=4), activations=Width(bits=8))),
+        ("layer4.*:W=8", Override(pattern="layer4.*", weights=Width(bits=8))),
+        ("a:b:A=2", Override(pattern="a:b", activations=Width(bits=2))),
+        ("onnx::Conv_1:W=4", Override(pattern="onnx::Conv_1", weights=Width(bits=4))),
+        ("W=log2-4", Override(weights=Width(bits=4, format="log2"))),
+        ("fc:W=ternary", Override(pattern="fc", weights=Width(bits=2, format="ternary"))),
         ("head.*:float", Override(pattern="head.*", keep_float=True)),
-        ("W=1,A=16", Override(weights=1, activations=16)),
+        ("W=1,A=16", Override(weights=Width(bits=1, format="binary"), activations=Width(bits=16))),
     ],
 )
 def test_overrides_are_read(text: str, override: Override) -> None:
@@ -52,7 +54,7 @@ def test_overrides_are_read(text: str, override: Override) -> None:
         ("W=four", "'four' is no number of bits; expected 1 to 16"),
         ("W=0", "0 bits; expected 1 to 16 bits"),
         ("A=17", "17 bits; expected 1 to 16 bits"),
-        ("A=-1", "-1 bits; expected 1 to 16 bits"),
+        ("A=-1", "'-1' is no number of bits; expected 1 to 16"),
     ],
 )
 def test_what_is_no_override(text: str, told: str) -> None:
@@ -157,9 +159,7 @@ def test_a_group_has_one_width_whichever_of_its_sites_is_named(site: str, model:
 @pytest.mark.parametrize("texts", [["left:A=5", "right:A=6"], ["left:A=5", "cat:A=8"], ["[lr]:A=5", "r:A=6"],
                                    ["[lr]:A=5", "l:A=6"]])  # fmt: skip
 def test_two_widths_in_a_group_are_refused(texts: list[str], model: ir.Model) -> None:
-    with pytest.raises(
-        InputError, match=r"site '\w+' shares its encoding with '\w+', set to (5|6) bits; expected one"
-    ):
+    with pytest.raises(InputError, match=r"site '\w+' shares its encoding with '\w+', set to A=(5|6); expected one"):
         plan(model, texts)
 
 
@@ -172,7 +172,8 @@ def test_a_layer_is_kept_in_float_by_region_by_output_or_by_weight(model: ir.Mod
         placed = plan(model, [f"{pattern}:float"])
         reason = Float(f"block.conv2: kept in float by --set {pattern}:float")
         assert placed.sites["block.conv2.weight"] == reason
-        assert placed.sites["c1"] == placed.sites["c2"] == QSpec(bits=8), "its neighbours are integer as before"
+        assert placed.sites["c1"] == QSpec(bits=8), "what it reads is quantized for others"
+        assert isinstance(placed.sites["c2"], Float), "and the sum of float values is a float sum"
 
 
 def test_a_head_is_kept_in_float(model: ir.Model) -> None:
@@ -226,9 +227,21 @@ def test_widths_of_what_stays_float_have_no_effect(model: ir.Model) -> None:
 @pytest.mark.parametrize(
     ("target", "text", "told"),
     [
-        (ONNXRUNTIME_X64, "W=3", "'block.conv1.weight': 3-bit weights; expected one of 4, 7, 8 on onnxruntime-x64; "),
-        (ONNXRUNTIME_X64_AVX2, "left:W=8", "'left.weight': 8-bit weights; expected one of 4, 7 on onnxruntime-x64-"),
-        (ONNXRUNTIME_X64, "A=1", "'stem_out': 1-bit activations; expected one of 2, 3, 4, 5, 6, 7, 8 on onnxruntime"),
+        (
+            ONNXRUNTIME_X64,
+            "W=9",
+            "'block.conv1.weight': 9-bit weights; expected affine weights of 2, 3, 4, 5, 6, 7, 8 bits on ",
+        ),
+        (
+            ONNXRUNTIME_X64_AVX2,
+            "left:W=8",
+            "'left.weight': 8-bit weights; expected affine weights of 2, 3, 4, 5, 6, 7 bits on onnxruntime-x64-",
+        ),
+        (
+            ONNXRUNTIME_X64,
+            "A=9",
+            "'stem_out': 9-bit activations; expected one of 1, 2, 3, 4, 5, 6, 7, 8 on onnxruntime",
+        ),
         (ONNXRUNTIME_X64, "c1:A=16", "'c1': 16-bit activations; expected one of"),
     ],
 )

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from bitwright.errors import UnsupportedError
+from bitwright.graph.regions import Region
 from bitwright.placement.checks import CHECKS
 from bitwright.placement.place import Placement, place
 from bitwright.plan.spec import Float, QSpec, Shared
@@ -25,10 +26,6 @@ def int64(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def float32(*values: float) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
-
-
 def refused(placement: Placement) -> dict[str, str]:
     return {region.name: reason for region, reason in placement.refused.items()}
 
@@ -39,7 +36,10 @@ REASONS: dict[str, tuple[list[tuple[Any, ...]], dict[str, Any], str]] = {
         [("ConvTranspose", "a t.weight", "y")], {"t.weight": (3, 2, 2, 2)},
         "ConvTranspose has no integer kernel on onnxruntime-x64",
     ),
-    "product of activations": ([("MatMul", "a a", "y")], {}, "MatMul has no integer kernel on onnxruntime-x64"),
+    "matrices": (
+        [("ReduceMax", "a axes", "v", {"keepdims": 0}), ("MatMul", "a v", "y")], {"axes": int64(0, 1, 2)},
+        "MatMul: an operand is a vector, or of unknown shape",
+    ),
     "constant weight": (
         [("GlobalAveragePool", "a", "p"), ("Mul", "d.weight p", "w"), ("Conv", "a w", "y", PAD)], {},
         "Conv: its weight is computed, not constant",
@@ -65,10 +65,27 @@ REASONS: dict[str, tuple[list[tuple[Any, ...]], dict[str, Any], str]] = {
         [("Flatten", "a", "f"), ("Gemm", "f g.weight", "y", {"transA": 1})],
         {"g.weight": (1, 10)}, "Gemm: its input is transposed (transA=1)",
     ),
-    "two activations": ([("Add", "a k", "y")], {"k": float32(1.5)}, "Add: one operand is a constant"),
-    "all activations": (
-        [("Concat", "a k", "y", {"axis": 2})], {"k": np.ones((1, 3, 1, 8), np.float32)},
-        "Concat: one operand is a constant",
+    "two activations": (
+        [("MatMul", "k a", "y")], {"k": (2, 3, 8, 8)}, "MatMul: one operand is a constant",
+    ),
+    "fed": (
+        [("LogSoftmax", "a", "m"), ("Add", "a m", "y")], {}, "Add: what it reads comes from float ops",
+    ),
+    "between, product": ([("Mul", "a a", "y")], {}, "Table: no integer op reads what it gives"),
+    "between, constant": ([("Add", "a k", "y")], {"k": (3, 1, 1)}, "Add: no integer op reads what it gives"),
+    "between, gate": (
+        [("GlobalAveragePool", "a", "p"), ("Mul", "a p", "y")], {}, "Mul: no integer op reads what it gives",
+    ),
+    "between, function": ([("Gelu", "a", "y")], {}, "Table: no integer op reads what it gives"),
+    "between, softmax": ([("Softmax", "a", "y")], {}, "Softmax: no integer op reads what it gives"),
+    "between, function of float ops": (
+        [("LogSoftmax", "a", "m"), ("Gelu", "m", "n"), ("Transpose", "n", "y", {"perm": [0, 1, 3, 2]})], {},
+        "Transpose stands between float ops",
+    ),
+    "nearest": (
+        [("Resize", "a roi scales", "y", {"mode": "linear"})],
+        {"roi": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)},
+        "Resize: it mixes neighbours (mode linear)",
     ),
     "plain average, ceil": (
         [("AveragePool", "a", "y", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1})], {},
@@ -111,7 +128,73 @@ def test_a_float_region_says_why(case: str, network: Network) -> None:
 
 def test_every_check_is_tried() -> None:
     tried = {case.partition(",")[0] for case in REASONS}
-    assert set(CHECKS) - tried == {"float32", "no indices"}, "these two have tests of their own"
+    assert set(CHECKS) - tried == {
+        "float32", "no indices", "all activations", "an activation", "known axis", "float64 on torch",
+        "no counted padding", "one shape",
+    }, "the others have tests of their own"  # fmt: skip
+
+
+def region_of(node: ir.Node, *inputs: ir.Value) -> Region:
+    return Region(
+        name="r", nodes=(node,), inputs=inputs, weight=None, bias=None, output=node.outputs[0], bounds=None, macs=0,
+        is_table=node.op_type == "Gelu",
+    )  # fmt: skip
+
+
+def test_checks_that_files_rarely_fail() -> None:
+    """What folding leaves no trace of, an axis whose length only the data says, and an op that torch does not run."""
+    k = ir.Value(name="k", const_value=ir.tensor(np.ones(3, np.float32)))
+    joined = region_of(ir.Node("", "Concat", [k, k], {"axis": ir.AttrInt64("axis", 0)}))
+    assert CHECKS["an activation"](joined) == "all its operands are constants"
+    x = ir.Value(name="x", shape=ir.Shape(["N", 3, "T"]), type=ir.TensorType(ir.DataType.FLOAT))
+    along = {axis: ir.Node("", "Softmax", [x], {"axis": ir.AttrInt64("axis", axis)}) for axis in (1, 2, -1)}
+    told = {axis: CHECKS["known axis"](region_of(node, x)) for axis, node in along.items()}
+    assert told == {1: None} | dict.fromkeys((2, -1), "the number of elements along its axis is open")
+    assert CHECKS["float64 on torch"](region_of(ir.Node("", "Gelu", [x]), x)) is None
+    other = region_of(ir.Node("some.domain", "Gelu", [x]), x)
+    assert CHECKS["float64 on torch"](other) == "Gelu has no float64 form here"
+
+
+def test_checks_of_openvino() -> None:
+    """Padding that a mean counts, and operands that are broadcast."""
+    x = ir.Value(name="x", shape=ir.Shape(["N", 3, 8, 8]), type=ir.TensorType(ir.DataType.FLOAT))
+    gate = ir.Value(name="gate", shape=ir.Shape(["N", 3, 1, 1]), type=ir.TensorType(ir.DataType.FLOAT))
+    told = "its mean counts padding (count_include_pad=1)"
+    for pads, counts, reason in ((1, 1, told), (1, 0, None), (0, 1, None)):
+        attributes = {
+            "pads": ir.AttrInt64s("pads", [pads] * 4), "count_include_pad": ir.AttrInt64("count_include_pad", counts),
+        }  # fmt: skip
+        assert CHECKS["no counted padding"](region_of(ir.Node("", "AveragePool", [x], attributes), x)) == reason
+    assert CHECKS["one shape"](region_of(ir.Node("", "Add", [x, x]), x, x)) is None
+    assert CHECKS["one shape"](region_of(ir.Node("", "Mul", [x, gate]), x, gate)) == "its operands differ in shape"
+
+
+def test_a_mask_beside_attention_scores_is_added_in_float(network: Network) -> None:
+    """Its numbers, 0 and -10000, would take all codes of the sum."""
+    nodes = [
+        ("MatMul", "q k", "scores"), ("Sub", "one m", "n"), ("Mul", "n far", "mask"), ("Add", "scores mask", "masked"),
+        ("Softmax", "masked", "p"), ("MatMul", "p v", "y"),
+    ]  # fmt: skip
+    inputs = {name: ["N", 2, 4, 4] for name in "qkvm"}
+    placement = place(network(nodes, {"one": np.float32(1), "far": np.float32(-1e4)}, inputs=inputs), TARGET)
+    assert refused(placement)["masked"] == "Add: what it reads comes from float ops"
+    assert refused(placement)["p"] == "Softmax: what it reads comes from float ops"
+    assert {"scores", "y"} <= {region.name for region in placement.integer}
+
+
+def test_pieces_of_a_layer_norm_have_no_codes(network: Network) -> None:
+    """Written out in float ops between integer convolutions, as older exporters do."""
+    nodes = [
+        CONV, ("ReduceMean", "a axes", "m"), ("Sub", "a m", "d"), ("Pow", "d two", "s"), ("ReduceMean", "s axes", "v"),
+        ("Add", "v eps", "w"), ("Sqrt", "w", "r"), ("Div", "d r", "n"), ("Mul", "n gamma", "g"),
+        ("Add", "g beta", "h"),
+        ("Conv", "h d.weight", "y", PAD),
+    ]  # fmt: skip
+    constants = {
+        **WEIGHTS, "axes": int64(3), "two": np.float32(2), "eps": np.float32(1e-5), "gamma": (8,), "beta": (8,),
+    }  # fmt: skip
+    plan = place(network(nodes, constants), TARGET).plan
+    assert {s for s in plan.sites if plan.qspec(s) is not None} == {"x", "a", "c.weight", "h", "d.weight", "y"}
 
 
 def test_indices_that_are_read(network: Network) -> None:
@@ -148,30 +231,30 @@ def test_a_weight_and_its_bias_share_the_reason_of_their_region(network: Network
 
 
 def test_copies_between_float_ops_stay_float(network: Network) -> None:
-    """x -> Tanh -> Reshape -> Transpose -> Tanh, beside an integer convolution."""
+    """x -> LogSoftmax -> Transpose -> Relu -> LogSoftmax, beside an integer convolution."""
     nodes = [
-        ("Tanh", "x", "t"), ("Transpose", "t", "u", {"perm": [0, 1, 3, 2]}), ("Relu", "u", "v"), ("Tanh", "v", "w"),
-        CONV, ("Mul", "a w", "y"),
+        ("LogSoftmax", "x", "t"), ("Transpose", "t", "u", {"perm": [0, 1, 3, 2]}), ("Relu", "u", "v"),
+        ("LogSoftmax", "v", "w"), CONV, ("Mul", "a w", "y"),
     ]  # fmt: skip
     placement = place(network(nodes, WEIGHTS), TARGET)
     for site, kind in (("u", "Transpose"), ("v", "Relu")):
         assert placement.plan.sites[site] == Float(f"{site}: {kind} stands between float ops")
-    assert placement.plan.sites["t"] == Float("t: Tanh has no integer kernel on onnxruntime-x64")
+    assert placement.plan.sites["t"] == Float("t: LogSoftmax has no integer kernel on onnxruntime-x64")
 
 
 def test_copies_beside_an_integer_op_are_integer(network: Network) -> None:
     """Quantized values reach through whole chains of copies, forwards and backwards."""
-    after = [CONV, ("Relu", "a", "r"), ("Transpose", "r", "t", {"perm": [0, 1, 3, 2]}), ("Tanh", "t", "y")]
+    after = [CONV, ("Relu", "a", "r"), ("Transpose", "r", "t", {"perm": [0, 1, 3, 2]}), ("LogSoftmax", "t", "y")]
     plan = place(network(after, WEIGHTS), TARGET).plan
     assert plan.sites["t"] == Shared("r") and isinstance(plan.sites["y"], Float)
-    before = [("Tanh", "x", "h"), ("Transpose", "h", "t", {"perm": [0, 1, 3, 2]}), ("Relu", "t", "r")]
+    before = [("LogSoftmax", "x", "h"), ("Transpose", "h", "t", {"perm": [0, 1, 3, 2]}), ("Relu", "t", "r")]
     plan = place(network([*before, ("Conv", "r c.weight c.bias", "y", PAD)], WEIGHTS), TARGET).plan
     assert plan.sites["h"] == QSpec(bits=8) and plan.sites["t"] == plan.sites["r"] == Shared("h")
-    assert plan.sites["x"] == Float("h: Tanh has no integer kernel on onnxruntime-x64")
+    assert plan.sites["x"] == Float("h: LogSoftmax has no integer kernel on onnxruntime-x64")
 
 
 def test_a_value_between_an_integer_and_a_float_op_is_quantized(network: Network) -> None:
-    placement = place(network([CONV, ("Tanh", "a", "y")], WEIGHTS), TARGET)
+    placement = place(network([CONV, ("LogSoftmax", "a", "y")], WEIGHTS), TARGET)
     assert placement.plan.sites["a"] == QSpec(bits=8) and refused(placement).keys() == {"y"}
 
 
@@ -179,6 +262,6 @@ def test_a_network_without_any_kernel_is_refused_with_reasons(network: Network) 
     with pytest.raises(
         UnsupportedError,
         match=r"model: has no quantizable op; expected a convolution, gemm, add or pool; "
-        r"t: Tanh has no integer kernel on onnxruntime-x64; y: Relu stands between float ops",
+        r"t: LogSoftmax has no integer kernel on onnxruntime-x64; y: Relu stands between float ops",
     ):
-        place(network([("Tanh", "x", "t"), ("Relu", "t", "y")], {}), TARGET)
+        place(network([("LogSoftmax", "x", "t"), ("Relu", "t", "y")], {}), TARGET)

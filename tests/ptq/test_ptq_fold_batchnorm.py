@@ -148,6 +148,111 @@ def test_batch_norm_with_nothing_before_it_becomes_a_depthwise_convolution() -> 
         assert name == "first.bn.depthwise_weight" and state.tensor(name).shape == (4, 1, *[1] * rank)
 
 
+FORWARD: dict[str, tuple[str, tuple[int, ...], int, dict[str, Any]]] = {
+    "conv": ("Conv", (7, 6, 3, 3), 7, {}),
+    "strided, dilated": ("Conv", (7, 6, 3, 2), 7, {"strides": [2, 1], "dilations": [1, 2], "pads": [0, 0, 0, 0]}),
+    "grouped": ("Conv", (9, 2, 3, 3), 9, {"group": 3}),
+    "depthwise": ("Conv", (12, 1, 3, 3), 12, {"group": 6}),
+    "valid": ("Conv", (7, 6, 3, 3), 7, {"auto_pad": "VALID"}),
+    "1x1, same": ("Conv", (7, 6, 1, 1), 7, {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", FORWARD)
+def test_batch_norm_before_a_convolution_without_padding(kind: str, bias: bool) -> None:
+    op, shape, channels, settings = FORWARD[kind]
+    norm = statistics(6, "bn")
+    constants = {"conv.weight": normal(*shape), **({"conv.bias": normal(channels)} if bias else {})}
+    nodes = [
+        Node("BatchNormalization", ["x", *norm], ["n"], epsilon=1e-3),
+        Node(op, ["n", *constants], ["y"], **settings),
+    ]
+    state = folded(opened(nodes, ["N", 6, 8, 8], ["y"], constants | norm))
+    assert ops(state) == ["Conv"] and not state.batchnorm
+    kept = state.input_batchnorm["conv.weight"]
+    assert kept.eps == pytest.approx(1e-3) and torch.equal(kept.mean, torch.from_numpy(norm["bn.mean"]))
+    assert set(state.model.graph.initializers) >= {"conv.weight", "conv.bias"}
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "settings"),
+    [
+        ("Conv", (7, 6, 3, 3), {"pads": [0, 1, 0, 0]}),
+        ("Conv", (7, 6, 2, 1), {"auto_pad": "SAME_LOWER"}),
+        ("ConvTranspose", (6, 7, 2, 2), {"strides": [2, 2]}),  # its borders add fewer taps
+    ],
+)
+def test_batch_norm_before_a_layer_with_borders_stays_before_it(
+    op: str, shape: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    norm = statistics(6, "bn")
+    nodes = [Node("BatchNormalization", ["x", *norm], ["n"]), Node(op, ["n", "up.weight"], ["y"], **settings)]
+    state = folded(opened(nodes, ["N", 6, 8, 8], ["y"], {"up.weight": normal(*shape)} | norm))
+    assert ops(state) == ["Conv", op] and set(state.batchnorm) == {"bn.depthwise_weight"} and not state.input_batchnorm
+
+
+@pytest.mark.parametrize("bias", [(), (5,), (1, 5), (1,)])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_batch_norm_before_a_linear_layer(transposed: int, bias: tuple[int, ...]) -> None:
+    norm = statistics(7, "bn")
+    constants = {
+        "fc.weight": normal(5, 7) if transposed else normal(7, 5),
+        **({"fc.bias": normal(*bias)} if bias else {}),
+    }
+    nodes = [
+        Node("BatchNormalization", ["x", *norm], ["n"]),
+        Node("Gemm", ["n", *constants], ["y"], transB=transposed),
+    ]
+    state = folded(opened(nodes, ["N", 7], ["y"], constants | norm))
+    assert ops(state) == ["Gemm"] and set(state.input_batchnorm) == {"fc.weight"}
+    assert state.tensor("fc.weight").shape == constants["fc.weight"].shape and state.tensor("fc.bias").shape == (5,)
+
+
+@pytest.mark.parametrize("settings", [{"alpha": 0.5}, {"transA": 1}])
+def test_batch_norm_before_another_product_stays(settings: dict[str, Any]) -> None:
+    norm = statistics(7, "bn")
+    constants = {"fc.weight": normal(3 if "transA" in settings else 7, 5)}
+    nodes = [Node("BatchNormalization", ["x", *norm], ["n"]), Node("Gemm", ["n", "fc.weight"], ["y"], **settings)]
+    state = folded(opened(nodes, [3, 7], ["y"], constants | norm))
+    assert ops(state) == ["BatchNormalization", "Gemm"] and not state.input_batchnorm
+
+
+def test_batch_norm_that_others_read_is_not_folded_forward() -> None:
+    norm = statistics(3, "bn")
+    nodes = [
+        Node("BatchNormalization", ["x", *norm], ["n"]), Node("Conv", ["n", "conv.weight"], ["c"]),
+        Node("Concat", ["n", "c"], ["y"], axis=1),
+    ]  # fmt: skip
+    state = folded(opened(nodes, ["N", 3, 4, 4], ["y"], {"conv.weight": normal(4, 3, 1, 1)} | norm))
+    assert ops(state) == ["Conv", "Conv", "Concat"] and not state.input_batchnorm
+
+
+def test_batch_norm_on_both_sides_of_a_layer() -> None:
+    """Each side has a record of its own: channels that are read, and channels that are given."""
+    first, second = statistics(3, "bn1"), statistics(4, "bn2")
+    nodes = [
+        Node("BatchNormalization", ["x", *first], ["n"]), Node("Conv", ["n", "conv.weight"], ["c"]),
+        Node("BatchNormalization", ["c", *second], ["y"]),
+    ]  # fmt: skip
+    state = folded(opened(nodes, ["N", 3, 6, 6], ["y"], {"conv.weight": normal(4, 3, 3, 3)} | first | second))
+    assert ops(state) == ["Conv"]
+    assert torch.equal(state.input_batchnorm["conv.weight"].mean, torch.from_numpy(first["bn1.mean"]))
+    assert torch.equal(state.batchnorm["conv.weight"].mean, torch.from_numpy(second["bn2.mean"]))
+
+
+def test_a_shared_weight_is_folded_forward_for_one_reader() -> None:
+    norm = statistics(3, "bn")
+    constants = {"conv.weight": normal(3, 3, 1, 1), "conv.bias": normal(3)}
+    nodes = [
+        Node("BatchNormalization", ["x", *norm], ["n"]), Node("Conv", ["n", *constants], ["c"]),
+        Node("Conv", ["c", *constants], ["y"]),
+    ]  # fmt: skip
+    state = folded(opened(nodes, ["N", 3, 4, 4], ["y"], constants | norm))
+    assert ops(state) == ["Conv", "Conv"] and set(state.input_batchnorm) == {"conv.folded"}
+    assert torch.equal(state.tensor("conv.weight"), torch.from_numpy(constants["conv.weight"]))
+
+
 def test_a_layer_that_others_read_too_keeps_its_weights() -> None:
     norm = statistics(4, "bn")
     constants = {"conv.weight": normal(4, 3, 1, 1)}

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.formats.affine import Affine, dequantize, quantize, scale_and_zero_point
+from bitwright.ranges import mse
 from bitwright.ranges.minmax import MinMax
 from bitwright.ranges.mse import MSE
 
@@ -187,3 +188,21 @@ def test_bad_settings_are_refused() -> None:
         MSE(candidates=1)
     with pytest.raises(InputError, match="bins: 3; expected 16 or more"):
         MSE(bins=3)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sorted_rows_give_the_same_ranges(bits: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running sums are a short cut, not another search: the same lengths and zero points are chosen."""
+    rows = (
+        torch.randn(6, 2000, generator=torch.Generator().manual_seed(bits)) * torch.tensor([[1, 2, 3, 1e-3, 1, 1]]).T
+    )
+    rows[4].abs_()
+    rows[5] = 0.0
+    grid = Affine(bits=bits, signed=symmetric, narrow=symmetric)
+    found = []
+    for least in (0, 10**9):
+        monkeypatch.setattr(mse, "SORTED_FROM", least)
+        found.append(mse.search_range(rows, None, grid, symmetric=symmetric, p=2.0, candidates=100))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)

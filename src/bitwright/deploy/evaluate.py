@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from bitwright.data.batches import Batches
-from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime
+from bitwright.data.batches import Batch, Batches
+from bitwright.deploy.metric import Agreement, Agreements, Measured, Metric, Scores
+from bitwright.deploy.runtimes import RUNTIMES
+from bitwright.deploy.runtimes.runtime import Runtime
+from bitwright.deploy.simulate import Simulation
 from bitwright.errors import InputError
+from bitwright.lookup import lookup
 
 #: 97.5 % point of the standard normal.
 Z95 = 1.959963984540054
@@ -39,11 +43,14 @@ class Evaluation:
     Attributes:
         images: images seen.
         top1, top5: fractions; None without labels, or (top5) with fewer than six classes.
-        agreement: fraction of images with the same top-1 as the reference; None without one, or where outputs are no
-            class scores.
-        sqnr_db: signal to quantization noise of the output, `10 log10(sum r^2 / sum (r - y)^2)`; None without a
+        agreement: fraction of images with the same top-1 as the reference; None without one, or where the first output
+            has no class scores.
+        sqnr_db: signal to quantization noise of the first output, `10 log10(sum r^2 / sum (r - y)^2)`; None without a
             reference, infinite where they are equal.
         drop: accuracy beside the reference's; None without labels or reference.
+        simulated: our own program stood for the file, which nothing here executes.
+        outputs: every output beside the reference's; empty without one.
+        metrics: the scores of the metric; empty without one.
     """
 
     images: int
@@ -52,6 +59,9 @@ class Evaluation:
     agreement: float | None
     sqnr_db: float | None
     drop: Drop | None
+    simulated: bool = False
+    outputs: tuple[Agreement, ...] = ()
+    metrics: tuple[Measured, ...] = ()
 
 
 def paired_drop(reference_right: np.ndarray, right: np.ndarray) -> Drop:
@@ -81,43 +91,73 @@ def paired_drop(reference_right: np.ndarray, right: np.ndarray) -> Drop:
 
 
 def evaluate(
-    model: str | Path | bytes,
+    model: str | Path | bytes | Simulation,
     batches: Batches,
     *,
     against: str | Path | bytes | None = None,
+    runtime: str = "onnxruntime",
     threads: int = 0,
     labelled: bool = True,
+    metric: Metric | None = None,
+    metric_name: str = "metric",
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run a file over data in its runtime, and count.
 
     Args:
-        model: file or serialized model.
+        model: file or serialized model; or the simulation of one.
         batches: images; labels are class indices.
         against: a reference to run on the same images, usually the float network.
+        runtime: row of `RUNTIMES` that runs both.
         threads: threads within an op; 0 for one a core.
         labelled: count right answers, where the data have labels.
+        metric: scores each image, `(outputs, labels or None) -> [images]` or `{name: [images]}`.
+        metric_name: what errors call it.
         progress: told the number of images of each batch.
 
     Raises:
-        InputError: labels that are no class of the output, or an output that is not finite.
+        InputError: labels that are no class of the output, an output that is not finite, a reference with other
+            outputs, or a metric that does not give a number for each image.
     """
-    runtime = OnnxRuntime(model, threads)
-    other = None if against is None else OnnxRuntime(against, threads)
+    simulated = isinstance(model, Simulation)
+    load = lookup(RUNTIMES, runtime, "runtime").load()
+    runner = model if isinstance(model, Simulation) else load(model, threads)
+    other = None if against is None else load(against, threads)
     labelled = labelled and batches.labels is not None
-    tally = _Tally(labelled=labelled, where="model" if isinstance(model, bytes) else str(model))
+    where = "model" if isinstance(model, bytes | Simulation) else str(model)
+    tally, agreements = _Tally(labelled=labelled, where=where), Agreements(where)
+    scores = None if metric is None else Scores(metric, metric_name)
     for batch in batches:
-        valid = batch.valid
-        scores = _first(runtime, batch.inputs)[:valid]
-        reference = None if other is None else _first(other, batch.inputs)[:valid]
-        tally.add(scores, reference, batch.labels)
+        own = _valid(runner, batch)
+        reference = None if other is None else _valid(other, batch)
+        for name, output in own.items():
+            if not np.isfinite(output).all():
+                raise InputError(where, f"its output {name!r} has NaN or infinity", "finite values")
+        tally.add(_first(own), None if reference is None else _first(reference), batch.labels, batch.valid)
+        if reference is not None:
+            agreements.add(own, reference)
+        if scores is not None:
+            scores.add(own, reference, batch.labels, batch.valid)
         if progress is not None:
-            progress(valid)
-    return tally.result()
+            progress(batch.valid)
+    compared = agreements.results()
+    first = compared[0] if compared else None
+    return replace(
+        tally.result(), simulated=simulated, outputs=compared, metrics=() if scores is None else scores.results(),
+        agreement=first.agreement if first is not None and first.of == "images" else None,
+        sqnr_db=None if first is None else first.sqnr_db,
+    )  # fmt: skip
 
 
-def _first(runtime: OnnxRuntime, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return runtime.run(inputs)[runtime.outputs[0]]
+def _valid(runtime: Runtime | Simulation, batch: Batch) -> dict[str, np.ndarray]:
+    """Outputs of a batch without the rows that only fill it up; what has no row for each image stays whole."""
+    rows = len(next(iter(batch.inputs.values())))
+    found = runtime.run(batch.inputs)
+    return {name: y[: batch.valid] if y.ndim and len(y) == rows else y for name, y in found.items()}
+
+
+def _first(outputs: dict[str, np.ndarray]) -> np.ndarray:
+    return next(iter(outputs.values()))
 
 
 def rank_of(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -138,57 +178,33 @@ class _Tally:
         self.labelled, self.where = labelled, where
         self.right: list[np.ndarray] = []
         self.reference_right: list[np.ndarray] = []
-        self.images = self.top5 = self.same = self.classes = 0
-        self.signal = self.noise = 0.0
-        self.compared = self.classifies = False
+        self.images = self.top5 = self.classes = 0
 
-    def add(self, scores: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None) -> None:
-        if not np.isfinite(scores).all():
-            raise InputError(self.where, "its output has NaN or infinity", "finite values")
-        self.images += len(scores)
-        self.classifies = classifies = scores.ndim == 2
-        if self.labelled and labels is not None:
-            if not classifies:
-                raise InputError(
-                    self.where, f"its output has shape {list(scores.shape)}", "[batch, classes] for labels"
-                )
-            self.classes = scores.shape[1]
-            if len(labels) != len(scores):
-                found = f"its output has {len(scores)} rows for {len(labels)} images"
-                raise InputError(self.where, found, "[batch, classes] for labels")
-            if labels.ndim != 1 or labels.min() < 0 or labels.max() >= self.classes:
-                found = f"labels from {labels.min()} to {labels.max()}"
-                raise InputError("labels", found, f"classes 0 to {self.classes - 1} of {self.where}")
-            rank = rank_of(scores, labels)
-            self.right.append(rank == 0)
-            self.top5 += int((rank < 5).sum())
-        if reference is None:
+    def add(self, scores: np.ndarray, reference: np.ndarray | None, labels: np.ndarray | None, images: int) -> None:
+        self.images += images
+        if not self.labelled or labels is None:
             return
-        if reference.shape != scores.shape:
-            raise InputError(
-                self.where, f"its output has shape {list(scores.shape)}", f"the reference's {list(reference.shape)}"
-            )
-        self.compared = True
-        self.signal += float((reference.astype(np.float64) ** 2).sum())
-        self.noise += float(((reference.astype(np.float64) - scores) ** 2).sum())
-        if classifies:
-            self.same += int((scores.argmax(1) == reference.argmax(1)).sum())
-            if self.labelled and labels is not None:
-                self.reference_right.append(rank_of(reference, labels) == 0)
+        if scores.ndim != 2:
+            raise InputError(self.where, f"its output has shape {list(scores.shape)}", "[batch, classes] for labels")
+        self.classes = scores.shape[1]
+        if len(labels) != len(scores):
+            found = f"its output has {len(scores)} rows for {len(labels)} images"
+            raise InputError(self.where, found, "[batch, classes] for labels")
+        if labels.ndim != 1 or labels.min() < 0 or labels.max() >= self.classes:
+            found = f"labels from {labels.min()} to {labels.max()}"
+            raise InputError("labels", found, f"classes 0 to {self.classes - 1} of {self.where}")
+        rank = rank_of(scores, labels)
+        self.right.append(rank == 0)
+        self.top5 += int((rank < 5).sum())
+        if reference is not None and reference.shape == scores.shape:
+            self.reference_right.append(rank_of(reference, labels) == 0)
 
     def result(self) -> Evaluation:
         right = np.concatenate(self.right) if self.right else None
         reference = np.concatenate(self.reference_right) if self.reference_right else None
         return Evaluation(
-            images=self.images,
+            images=self.images, agreement=None, sqnr_db=None,
             top1=None if right is None else float(right.mean()),
             top5=None if right is None or self.classes <= 5 else self.top5 / self.images,
-            agreement=self.same / self.images if self.compared and self.classifies else None,
-            sqnr_db=self._sqnr() if self.compared else None,
             drop=None if right is None or reference is None else paired_drop(reference, right),
-        )
-
-    def _sqnr(self) -> float:
-        if self.noise == 0:
-            return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        )  # fmt: skip

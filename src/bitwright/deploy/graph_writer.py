@@ -44,6 +44,12 @@ class GraphWriter:
         """A node with one output, called `output`; the node has the same name."""
         return self.nodes_of(op, inputs, attributes, [output], domain)[0]
 
+    def constant_node(self, op: str, inputs: Sequence[ir.Value], attributes: Mapping[str, ir.Attr]) -> ir.Value:
+        """A node of a constant expression, which a session folds: short names keep files small."""
+        value = ir.Value(name=f"constant/{len(self.nodes)}")
+        self.nodes.append(ir.Node("", op, inputs, dict(attributes), outputs=[value]))
+        return value
+
     def nodes_of(
         self, op: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, ir.Attr], outputs: Sequence[str],
         domain: str = "",

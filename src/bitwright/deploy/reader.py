@@ -18,9 +18,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from bitwright.deploy.names import scale_name, zero_point_name
+from bitwright.deploy.forms import FORMS, Form
+from bitwright.deploy.names import codes_name, scale_name, zero_point_name
 from bitwright.deploy.packing import PACKINGS
-from bitwright.deploy.writer import METADATA_KEY, METADATA_VERSION
+from bitwright.deploy.writer import METADATA_KEY, METADATA_VERSION, integer_qdq
 from bitwright.errors import InputError
 from bitwright.graph.open import open_model
 from bitwright.graph.overlay import set_initializer
@@ -52,11 +53,15 @@ def read_model(served: ir.Model, where: str) -> State:
     proto = onnx.ModelProto.FromString(base64.b64decode(content["skeleton"]))
     model = ir.from_proto(proto)
     stored = {n: v.const_value.numpy() for n, v in served.graph.initializers.items() if v.const_value is not None}
-    encodings = _encodings(plan, stored, where)
+    form: Form = FORMS[TARGETS[plan.target].load().form].load()
+    encodings = form.encodings(plan, set(model.graph.initializers), stored, where)
     quantized = {site: e.dequantize(e.codes) for site, e in encodings.items() if e.codes is not None}
     for name in model.graph.initializers:
         if name in quantized:
             set_initializer(model, name, quantized[name])
+        elif codes_name(name) in stored:  # a constant among the operands of a kernel, at its own or a shared encoding
+            codes = torch.from_numpy(stored[codes_name(name)].astype(np.int32))
+            set_initializer(model, name, encodings[plan.resolve(name)[0]].dequantize(codes))
         elif name in stored and name not in encodings:
             set_initializer(model, name, torch.from_numpy(stored[name].copy()))
     return State(
@@ -82,7 +87,7 @@ def _content(served: ir.Model, where: str) -> dict[str, Any]:
     return content
 
 
-def _encodings(plan: Plan, stored: Mapping[str, np.ndarray], where: str) -> dict[str, Encoding]:
+def _encodings(plan: Plan, constants: set[str], stored: Mapping[str, np.ndarray], where: str) -> dict[str, Encoding]:
     target = TARGETS[plan.target].load()
     found: dict[str, Encoding] = {}
     for site, spec in plan.sites.items():
@@ -91,20 +96,19 @@ def _encodings(plan: Plan, stored: Mapping[str, np.ndarray], where: str) -> dict
         if scale_name(site) not in stored:
             raise InputError(f"{where}: site {site!r}", "its scale is missing from the file", "an unchanged file")
         scale = torch.from_numpy(stored[scale_name(site)].copy())
-        if site not in stored:
+        if site not in constants or codes_name(site) in stored:
             zero = torch.from_numpy(stored[zero_point_name(site)].astype(np.int32))
             found[site] = Encoding(spec=spec, scale=scale, zero_point=zero)
             continue
-        centre = stored.get(f"{site}/centre")
-        zero = (
-            torch.zeros_like(scale, dtype=torch.int32)
-            if centre is None
-            else torch.from_numpy(centre.reshape(-1).astype(np.int32))
-        )
-        shape_like = torch.empty(stored[site].shape, device="meta")
-        centre_like = spec.granularity.expand(zero, shape_like)
-        codes = PACKINGS[target.weight_packing[spec.bits]].read(stored[site], centre_like)
-        found[site] = Encoding(spec=spec, scale=scale, zero_point=zero, codes=codes)
+        try:
+            packing = PACKINGS[target.weight_packing[spec.format][spec.bits]]
+            codes, zero, levels = packing.read(stored, site, spec)
+        except KeyError as error:
+            raise InputError(
+                f"{where}: weight {site!r}", f"{error} is missing from the file", "an unchanged file"
+            ) from error
+        zero_point = zero.expand(scale.numel()).reshape(scale.shape).contiguous()
+        found[site] = Encoding(spec=spec, scale=scale, zero_point=zero_point, codes=codes, levels=levels)
     for site, spec in plan.sites.items():
         if isinstance(spec, Derived):
             codes = torch.from_numpy(stored[site].astype(np.int32))
@@ -114,3 +118,7 @@ def _encodings(plan: Plan, stored: Mapping[str, np.ndarray], where: str) -> dict
                 spec=wide, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), codes=codes
             )
     return found
+
+
+#: The form of targets that run regions on codes.
+QDQ = Form(write=integer_qdq, encodings=_encodings, packings=tuple(PACKINGS), has_codes=True)

@@ -1,45 +1,38 @@
 """Prove a written file: what is simulated is what the runtime serves, code by code.
 
-Every quantized tensor of the served file is read out while real data pass. Each integer region gets the codes that the
-runtime served at its entrance, and must give the codes that the runtime served at its exit; so an error names the
-region that makes it and does not travel. That reading tensors out changes nothing is checked: the runtime uses the
-same kernels and gives the same outputs without it.
+The quantized tensors of the served file are read out while real data pass. Each integer region gets the codes that
+the runtime served at its entrance, and must give the codes that the runtime served at its exit; so an error names the
+region that makes it and does not travel. That reading tensors out changes nothing is checked. How it is done, and what
+a runtime keeps inside its layers, is the matter of its probe (`deploy/probes`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from bitwright.data.batches import Batch
-from bitwright.deploy.names import codes_name
+from bitwright.deploy.probes import PROBES
+from bitwright.deploy.probes.probe import Probe, Subject, made_by, unwritten_sites
 from bitwright.deploy.reader import read
-from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, computing_kernels, kernels, products_saturate
-from bitwright.errors import GoalError, InputError
-from bitwright.execute.integer import kernel_operands, region_kernel
-from bitwright.execute.program import Program, Quantize, build
+from bitwright.deploy.runtimes import RUNTIMES
+from bitwright.deploy.runtimes.runtime import Runtime, processor
+from bitwright.deploy.simulate import require_served
+from bitwright.errors import InputError
+from bitwright.execute.integer import arithmetic_of, kernel_operands, region_kernel
+from bitwright.execute.program import Mode, Program, Quantize, build
 from bitwright.graph.regions import Region
+from bitwright.lookup import lookup
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
 from bitwright.targets import TARGETS
-
-#: The runtime's integer kernel for each op that the writer puts between DequantizeLinear and QuantizeLinear.
-INTEGER_KERNELS = {
-    "Conv": "QLinearConv",
-    "Gemm": "QGemm",
-    "Add": "QLinearAdd",
-    "AveragePool": "QLinearAveragePool",
-    "GlobalAveragePool": "QLinearGlobalAveragePool",
-}
+from bitwright.targets.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +51,11 @@ class Verification:
             the runtime; None where outputs are no class scores.
         fake_quant_mismatches: codes that differ in plain float simulation, which other toolkits rely on.
         kernels: nodes of each op that the runtime executes.
-        float_kernels: of these, the ones that compute in float although the plan has them in integers.
+        float_kernels: ops that compute in float although the plan has them in integers, by how many integer kernels
+            are missing.
         unplanned_kernels: of these, the ones that compute in integers although the plan has them in float.
         runtime: name and version.
+        processor: model, and the features on which integer kernels depend.
         saturates: this machine's kernels add pairs of products in int16 (no VNNI).
         made_for_saturation: the file's target allows for that.
     """
@@ -78,6 +73,7 @@ class Verification:
     float_kernels: Mapping[str, int]
     unplanned_kernels: Mapping[str, int]
     runtime: str
+    processor: str
     saturates: bool
     made_for_saturation: bool
 
@@ -92,6 +88,7 @@ def verify(
     path: str | Path,
     batches: Iterable[Batch],
     *,
+    runtime: str = "",
     threads: int = 0,
     precise: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -101,32 +98,42 @@ def verify(
     Args:
         path: file that bitwright wrote.
         batches: images.
+        runtime: row of `RUNTIMES`; "" for that of the file's target.
         threads: threads of the runtime within an op; 0 for one a core.
         precise: on processors without VNNI, use the runtime's slower kernels whose products do not saturate.
         progress: told the number of images of each batch.
 
     Raises:
         InputError: the file was not written by bitwright.
+        UnsupportedError: no runtime here executes the file.
+        UnsupportedError: no formula is known for one of the file's ops in another runtime than its target's.
         GoalError: reading tensors out changed the runtime's kernels or outputs, so nothing can be said.
     """
     state = read(path)
-    probe = _Probe(state, Path(path), threads, precise)
+    require_served(state, str(path), "verify")
+    assert state.plan is not None
+    target: Target = TARGETS[state.plan.target].load()
+    name = runtime or target.runtime
+    served: type[Runtime] = lookup(RUNTIMES, name, "runtime").load()
+    if precise and name != "onnxruntime":
+        raise InputError("--precise", f"is set for {name}", "onnxruntime, whose slower kernels it asks for")
+    comparison = _Comparison(state, Path(path), name, threads, precise)
+    probe = comparison.probe
     counts = _Counts()
     for batch in batches:
-        probe.compare(batch, counts)
+        comparison.compare(batch, counts)
         if progress is not None:
             progress(batch.valid)
     if not counts.images:
         raise InputError(str(path), "no image to verify it with", "at least one")
-    first = next((site for site in probe.compared if counts.by_tensor.get(site)), None)
+    first = next((site for site in comparison.compared if counts.by_tensor.get(site)), None)
     return Verification(
-        images=counts.images, tensors=len(probe.compared), codes=counts.codes,
+        images=counts.images, tensors=len(comparison.compared), codes=counts.codes,
         mismatches=sum(counts.by_tensor.values()), borrowed=0, first_mismatch=first, by_tensor=counts.by_tensor,
-        top1_agreement=counts.agreeing / counts.images if probe.classifies else None,
-        fake_quant_mismatches=counts.fake, kernels=probe.kernels, float_kernels=probe.float_kernels(),
-        unplanned_kernels=probe.unplanned_kernels(),
-        runtime=f"{OnnxRuntime.name} {OnnxRuntime.version}", saturates=products_saturate() and not precise,
-        made_for_saturation=TARGETS[state.plan.target].load().saturates if state.plan else False,
+        top1_agreement=counts.agreeing / counts.images if comparison.classifies else None,
+        fake_quant_mismatches=counts.fake, kernels=probe.kernels, float_kernels=probe.float_kernels,
+        unplanned_kernels=probe.unplanned_kernels, runtime=f"{served.name} {served.version}", processor=processor(),
+        saturates=served.saturates() and not precise, made_for_saturation=target.saturates,
     )  # fmt: skip
 
 
@@ -139,38 +146,39 @@ class _Counts:
     by_tensor: dict[str, int] = field(default_factory=dict)
 
 
-class _Probe:
+class _Comparison:
     """The served file with its codes read out, and the simulations to hold against it."""
 
-    def __init__(self, state: State, path: Path, threads: int, precise: bool) -> None:
+    def __init__(self, state: State, path: Path, runtime: str, threads: int, precise: bool) -> None:
         assert state.plan is not None
-        self.state, self.plan, self.path = state, state.plan, path
-        target = TARGETS[state.plan.target].load()
+        self.state, self.plan = state, state.plan
+        target: Target = TARGETS[state.plan.target].load()
         self.rules = integer_regions(state.model, state.plan, target)
-        proto = onnx.load(str(path))
-        made = {o for n in proto.graph.node for o in n.output}
-        every = {v.name: v for r in self.rules for v in (*r.inputs, r.output)}
-        self.sites = [s for s in every if s is not None and codes_name(s) in made]
-        # A ReLU or Clip that bounds nothing is not in the file: its codes are those that it reads.
-        self.unwritten = {
-            r.output.name or "": r.inputs[0].name or "" for r in self.rules
-            if r.op.op_type in ("Relu", "Clip") and codes_name(r.output.name or "") not in made
-        }  # fmt: skip
-        probed = _probed(proto, [codes_name(s) for s in self.sites])
-        self.kernels = kernels(path, precise=precise)
-        usual, seen = (computing_kernels(m, precise=precise) for m in (path, probed))
-        if seen != usual:
-            raise GoalError(
-                str(path), f"reading codes out changes the kernels to {seen}", f"{usual}",
-                "the runtime cannot be observed without changing it; report this network",
+        if not self.rules:
+            raise InputError(
+                str(path), "has no quantized activation, so no codes to compare", "a file with integer regions",
+                "`bitwright evaluate --against` compares outputs",
             )  # fmt: skip
-        self.plain = OnnxRuntime(path, threads, precise=precise)
-        self.served = OnnxRuntime(probed, threads, precise=precise)
-        self.entrances = {s: Quantize(self.state.encoding(s)) for s in self.sites if s in self.plain.inputs}
+        self.arithmetic = arithmetic_of(runtime, target, list(self.rules), lambda v: state.encoding(v.name or ""))
+        subject = Subject(
+            path=path, state=state, regions=list(self.rules), arithmetic=self.arithmetic, threads=threads,
+            precise=precise,
+        )  # fmt: skip
+        self.probe: Probe = PROBES[runtime].load()(subject)
+        made = made_by(onnx.load(str(path), load_external_data=False))
+        self.unwritten = unwritten_sites(subject, made)
+        self.inputs = tuple(v.name or "" for v in state.model.graph.inputs)
+        sites = dict.fromkeys(v.name or "" for r in self.rules for v in (*r.inputs, r.output))
+        self.entrances = {
+            s: Quantize(state.encoding(s), self.arithmetic) for s in sites if s in (*self.inputs, *self.probe.given)
+        }
         self.modules: list[tuple[Region, nn.Module]] = [(r, self._kernel(r)) for r in self.rules]
-        self.compared = [*self.entrances, *(r.output.name or "" for r in self.rules if r.output.name in self.sites)]
-        self.integer = self._program("integer")
-        self.fake = self._program("simulated", self.compared)
+        read = set(self.probe.read)
+        self.compared = [*(s for s in self.inputs if s in read and s in self.entrances)]
+        self.compared += [r.output.name or "" for r in self.rules if r.output.name in read]
+        self.outputs = tuple(v.name or "" for v in state.model.graph.outputs)
+        self.integer = self._program("integer", (*self.outputs, *self.probe.given))
+        self.fake = self._program("simulated", self.compared, codes=True)
         output = state.model.graph.outputs[0]
         self.classifies = output.shape is not None and len(output.shape) == 2
 
@@ -179,70 +187,47 @@ class _Probe:
             return self.state.encodings[value.name or ""].codes
 
         return region_kernel(
-            region, lambda v: self.state.encoding(v.name or ""), lambda v: self.state.tensor(v.name or ""), bias_codes
-        )
-
-    def _program(self, mode: Any, outputs: list[str] | None = None) -> Program:
-        return build(
-            self.state.model, self.state.overlay, mode=mode, plan=self.plan, encodings=self.state.encodings,
-            integer=list(self.rules), outputs=outputs or (), codes=outputs is not None,
+            region, lambda v: self.state.encoding(v.name or ""), lambda v: self.state.tensor(v.name or ""),
+            bias_codes, self.arithmetic,
         )  # fmt: skip
 
-    def float_kernels(self) -> dict[str, int]:
-        """Float kernels beyond those that the plan itself leaves in float."""
-        inside = {n for r in self.rules for n in r.nodes}
-        allowed: dict[str, int] = {}
-        for node in self.state.model.graph:
-            if node not in inside:
-                allowed[node.op_type] = allowed.get(node.op_type, 0) + 1
-        computing = {r.op.op_type for r, rule in self.rules.items() if rule.how == "kernel"} | {"FusedConv"}
-        extra = {op: n - allowed.get(op, 0) for op, n in self.kernels.items() if op in computing}
-        return {op: n for op, n in extra.items() if n > 0}
-
-    def unplanned_kernels(self) -> dict[str, int]:
-        """Integer kernels beyond those that the plan asks for."""
-        planned = Counter(INTEGER_KERNELS[r.op.op_type] for r in self.rules if r.op.op_type in INTEGER_KERNELS)
-        made = {op: n for op, n in self.kernels.items() if op.startswith("QLinear") or op in ("QGemm", "QAttention")}
-        extra = {op: n - planned.get(op, 0) for op, n in made.items()}
-        return {op: n for op, n in extra.items() if n > 0}
+    def _program(self, mode: Mode, outputs: Sequence[str], codes: bool = False) -> Program:
+        return build(
+            self.state.model, self.state.overlay, mode=mode, plan=self.plan, encodings=self.state.encodings,
+            integer=list(self.rules), outputs=outputs, codes=codes, arithmetic=self.arithmetic,
+        )  # fmt: skip
 
     @torch.no_grad()
     def compare(self, batch: Batch, counts: _Counts) -> None:
         """One batch: served codes against the formulas, served outputs against the whole simulation."""
-        feeds = {name: batch.inputs[name] for name in self.plain.inputs}
-        plain, served = self.plain.run(feeds), self.served.run(feeds)
-        for name, expected in plain.items():
-            if not np.array_equal(expected, served[name], equal_nan=True):
-                raise GoalError(str(self.path), f"reading codes out changes output {name!r}", "the same output")
-        codes = {s: torch.from_numpy(served[codes_name(s)]) for s in self.sites}
-        for site, source in self.unwritten.items():
-            codes[site] = codes[source]
+        feeds = {name: batch.inputs[name] for name in self.inputs}
         inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
-        expected_codes = {s: module(inputs[s]) for s, module in self.entrances.items()}
+        whole = self.integer.run(inputs)
+        observed = self.probe.observe(feeds, {site: whole[site].numpy() for site in self.probe.given})
+        real = {**inputs, **{site: whole[site] for site in self.probe.given}}
+        entering = {site: module(real[site]) for site, module in self.entrances.items()}
+        # What regions read: what was served, or what came in by a door, or what a layer keeps to itself.
+        codes = {**observed.codes, **{s: entering[s] for s in entering if s not in self.compared or s in real}}
+        codes = {**codes, **{s: observed.codes[s] for s in self.inputs if s in observed.codes}}
+        expected = {site: entering[site] for site in self.inputs if site in entering}
         for region, module in self.modules:
-            arguments = [codes[v.name or ""] for v in kernel_operands(region)]
-            if region.output.name not in self.unwritten:
-                expected_codes[region.output.name or ""] = module(*arguments)
+            site = region.output.name or ""
+            if site in self.unwritten:
+                codes[site] = codes[self.unwritten[site]]
+                continue
+            expected[site] = module(*(codes[v.name or ""] for v in kernel_operands(region)))
+            codes.setdefault(site, expected[site])
         valid = batch.valid
-        for site, expected in expected_codes.items():
-            wrong = int((expected[:valid] != codes[site][:valid]).sum())
-            counts.codes += codes[site][:valid].numel()
+        for site in self.compared:
+            served = observed.codes[site][:valid]
+            wrong = int((expected[site][:valid] != served).sum())
+            counts.codes += served.numel()
             if wrong:
                 counts.by_tensor[site] = counts.by_tensor.get(site, 0) + wrong
-        whole = self.integer.run(inputs)
-        name = self.integer.outputs[0]
+        name = self.outputs[0]
         if self.classifies:
-            counts.agreeing += int((whole[name].argmax(1).numpy() == plain[name].argmax(1))[:valid].sum())
+            same = whole[name].argmax(1).numpy() == observed.outputs[name].argmax(1)
+            counts.agreeing += int(same[:valid].sum())
         for site, simulated in self.fake.run(inputs).items():
-            counts.fake += int((simulated[:valid] != codes[site][:valid]).sum())
+            counts.fake += int((simulated[:valid] != observed.codes[site][:valid]).sum())
         counts.images += valid
-
-
-def _probed(proto: onnx.ModelProto, names: list[str]) -> bytes:
-    """The file with tensors added to its outputs."""
-    known = {o.name for o in proto.graph.output}
-    for name in names:
-        if name not in known:
-            proto.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-    data: bytes = proto.SerializeToString()
-    return data

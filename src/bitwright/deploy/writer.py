@@ -4,6 +4,8 @@
 - ReLU, ReLU6 and widths below 8 bits are one integer Clip behind QuantizeLinear (rounding is monotone, so this is
   exact), and nothing at all where the uint8 range bounds by itself.
 - What only moves codes is written directly on codes, without any pair.
+- A table is DequantizeLinear, its float ops, QuantizeLinear; its encodings are settled, so that whatever exponential
+  the runtime has gives the codes of the table.
 - The plan and the graph's skeleton (no weights) are embedded, so that the file alone is enough to verify it.
 """
 
@@ -24,15 +26,20 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from bitwright.deploy.forms import FORMS, Form
 from bitwright.deploy.graph_writer import GraphWriter
 from bitwright.deploy.names import codes_name, real_name, scale_name, unbounded_name, zero_point_name
 from bitwright.deploy.packing import PACKINGS
 from bitwright.errors import InputError
-from bitwright.execute.integer import bias_scale, code_bounds, quantized_bias
+from bitwright.execute.integer import BOUNDING_OPS, bias_scale, code_bounds, constant_operands, quantized_bias
+from bitwright.execute.kernels.sums import is_strided_point
+from bitwright.execute.program import stored_weights
 from bitwright.graph.captures import captured_values
-from bitwright.graph.regions import Region
+from bitwright.graph.regions import Region, find_regions
+from bitwright.graph.uses import is_use
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
+from bitwright.ptq.settle import unsettled
 from bitwright.targets import TARGETS
 from bitwright.targets.target import OpRule, Target
 
@@ -44,7 +51,7 @@ SKELETON_LIMIT = 16
 #: DequantizeLinear and QuantizeLinear. Where the plan keeps them in float, they read codes through plain arithmetic.
 FUSED_BY_THE_RUNTIME = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Sigmoid", "Softmax", "LeakyRelu", "AveragePool",
-    "GlobalAveragePool", "Concat", "Where",
+    "GlobalAveragePool", "Concat", "Where", "Resize",
 }  # fmt: skip
 #: Lowest IR version that allows operator set 21.
 IR_VERSION = 10
@@ -54,12 +61,25 @@ def to_onnx(state: State) -> ir.Model:
     """The integer network as a model, with plan and skeleton embedded.
 
     Raises:
-        InputError: the state has no plan or no encodings.
+        InputError: the state has no plan or no encodings, or its tables are not settled.
     """
     if state.plan is None or not state.encodings:
         raise InputError("write", "the network is not quantized", "a plan and encodings", "run a recipe first")
+    loose = unsettled(state)
+    if loose:
+        raise InputError(
+            "write", f"the codes of {', '.join(loose)} would depend on how a runtime rounds", "settled scales",
+            "call bitwright.ptq.settle.settle after the step that set them",
+        )  # fmt: skip
     target: Target = TARGETS[state.plan.target].load()
-    return _Writer(state, target).model()
+    form: Form = FORMS[target.form].load()
+    return form.write(state)
+
+
+def integer_qdq(state: State) -> ir.Model:
+    """The form of ONNX Runtime's integer kernels: `to_onnx` of a target that asks for it."""
+    assert state.plan is not None
+    return _Writer(state, TARGETS[state.plan.target].load()).model()
 
 
 def write(state: State, path: str | Path) -> int:
@@ -100,6 +120,9 @@ class _Writer:
         assert state.plan is not None
         self.state, self.plan, self.target = state, state.plan, target
         self.out = GraphWriter()
+        modes = self.plan.modes
+        self.stored = stored_weights(state.model, state.plan)
+        self.dynamic = {r.op: r for r in find_regions(state.model) if modes.get(r.name) == "dynamic"} if modes else {}
         self.rules: Mapping[Region, OpRule] = integer_regions(state.model, state.plan, target)
         self.codes: dict[str, ir.Value] = {}
         self.real: dict[str, ir.Value] = {}
@@ -163,6 +186,8 @@ class _Writer:
         """Real values of what a float op reads."""
         name = value.name or ""
         if value.is_initializer():
+            if name in self.stored:
+                return self._unpacked(name)
             if name in self.state.overlay:
                 return self.out.constant(name, self.state.overlay[name].numpy())
             return self.out.keep(value)
@@ -193,6 +218,9 @@ class _Writer:
 
     def _float(self, node: ir.Node) -> None:
         """A node that stays as it is."""
+        if node in self.dynamic:
+            self._dynamic_gemm(self.dynamic[node])
+            return
         inputs = [None if v is None else self._real_of(v, node.op_type) for v in node.inputs]
         for captured in captured_values(node):  # branches read by name
             self._real_of(captured, node.op_type).name = captured.name
@@ -206,17 +234,34 @@ class _Writer:
         site = region.output.name or ""
         rule = self.rules[region]
         bounds = code_bounds(region.bounds, self.state.encoding(site))
-        if rule.how == "kernel":
-            inputs = [self._inside(region, v) for v in region.op.inputs]
-            real = self.out.node(region.op.op_type, inputs, region.op.attributes, f"{site}/sum")
+        if region.is_table:
+            self.codes[site] = self._quantize(site, self._chain(region), bounds)
+        elif rule.how == "kernel":
+            first, attributes = self._entrance(region)
+            inputs = [first, *(self._inside(region, v) for v in region.op.inputs[1:])]
+            real = self.out.node(region.op.op_type, inputs, attributes, f"{site}/sum")
             self.codes[site] = self._quantize(site, real, bounds)
-        elif region.op.op_type in ("Relu", "Clip"):
+        elif region.op.op_type in BOUNDING_OPS:
             codes = self._codes_of(region.inputs[0])
             grid = self.state.encoding(site).spec.grid
             free = bounds == (grid.qmin, grid.qmax)
             self.codes[site] = codes if free else self._bound(codes, bounds, codes_name(site))
         else:
             self.codes[site] = self._move(region, site)
+
+    def _chain(self, region: Region) -> ir.Value:
+        """The float ops of a table, on the real values of its codes."""
+        x = region.inputs[0]
+        self._codes_of(x)
+        if is_use(region.op):  # plain arithmetic: a pair of quantizers with nothing between the runtime may merge
+            return self._exit(x.name or "")
+        real = {x: self._dequantized(x.name or "")}
+        for node in region.nodes:
+            inputs = [None if v is None else real[v] if v in real else self._real_of(v, "") for v in node.inputs]
+            (value,) = node.outputs
+            real[value] = self.out.node(node.op_type, inputs, node.attributes, value.name or "", node.domain)
+        real[region.output].name = f"{region.output.name}/function"
+        return real[region.output]
 
     def _inside(self, region: Region, value: ir.Value | None) -> ir.Value | None:
         """What a kernel's op reads: real values that come from codes, always."""
@@ -225,14 +270,77 @@ class _Writer:
         if not value.is_initializer():
             self._codes_of(value)
             return self._dequantized(value.name or "")
+        if value in constant_operands(region):
+            self._constant_codes(value)
+            return self._dequantized(value.name or "")
         return (self._weight if value is region.weight else self._bias)(region, value.name or "")
+
+    def _entrance(self, region: Region) -> tuple[ir.Value | None, Mapping[str, ir.Attr]]:
+        """What a kernel's op reads first, and its attributes: without strides where a pool takes them over."""
+        x, y = region.op.inputs[0], region.output.name or ""
+        if x is None or not (self.target.thins_first and is_strided_point(region.op)):
+            return self._inside(region, x), region.op.attributes
+        pool = {"kernel_shape": ir.AttrInt64s("kernel_shape", [1, 1]), "strides": region.op.attributes["strides"]}
+        codes = self.out.node("MaxPool", [self._codes_of(x)], pool, f"{y}/thinned")
+        real = self.out.node("DequantizeLinear", [codes, *self._scales(x.name or "")], {}, f"{y}/thinned/real")
+        return real, {name: value for name, value in region.op.attributes.items() if name != "strides"}
+
+    def _constant_codes(self, value: ir.Value) -> ir.Value:
+        """Codes of a constant that stands where an activation might."""
+        name = value.name or ""
+        if name not in self.codes:
+            encoding = self.state.encoding(name)
+            codes = encoding.codes_of(self.state.tensor(name)).to(torch.uint8)
+            self.codes[name] = self.out.constant(codes_name(name), codes.numpy())
+        return self.codes[name]
+
+    def _packed(self, name: str) -> ir.Value:
+        """The int8 integers of a weight, from the bits that the file stores."""
+        encoding = self.state.encodings[name]
+        codes = encoding.codes_of(self.state.tensor(name))
+        packing = PACKINGS[self.target.weight_packing[encoding.spec.format][encoding.spec.bits]]
+        return packing.write(self.out, name, codes, encoding)
 
     def _weight(self, region: Region, name: str) -> ir.Value:
         encoding = self.state.encodings[name]
-        codes = encoding.codes_of(self.state.tensor(name))
-        packing = PACKINGS[self.target.weight_packing[encoding.spec.bits]]
-        stored = packing.write(self.out, name, codes, encoding)
-        return self._constant_pair(name, stored, encoding.scale, encoding.spec.axis, zero=True)
+        return self._constant_pair(name, self._packed(name), encoding.scale, encoding.spec.axis, zero=True)
+
+    def _unpacked(self, name: str) -> ir.Value:
+        """A weight's real values: constants that are folded, where a DequantizeLinear would run for every image."""
+        if name not in self.real:
+            encoding = self.state.encodings[name]
+            to_float = {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)}
+            wide = self.out.constant_node("Cast", [self._packed(name)], to_float)
+            scale = self.out.constant(scale_name(name), encoding.scale.numpy())
+            if encoding.spec.axis is not None:
+                rank = self.state.tensor(name).ndim
+                shape = [-1 if i == encoding.spec.axis else 1 for i in range(rank)]
+                sizes = self.out.constant(f"int64/{shape}", np.array(shape, dtype=np.int64))
+                scale = self.out.constant_node("Reshape", [scale, sizes], {})
+            self.real[name] = self.out.constant_node("Mul", [wide, scale], {})
+        return self.real[name]
+
+    def _dynamic_gemm(self, region: Region) -> None:
+        """A linear layer in integers whose activation range is found at run time; see `execute.kernels.dynamic`."""
+        assert region.weight is not None
+        x, name, site = region.inputs[0], region.weight.name or "", region.op.outputs[0].name or ""
+        encoding = self.state.encodings[name]
+        weight = self._packed(name)
+        if region.op.attributes.get_int("transB", 0):
+            weight = self.out.constant_node("Transpose", [weight], {"perm": ir.AttrInt64s("perm", [1, 0])})
+        found = [f"{site}/{part}" for part in ("dynamic", "dynamic_scale", "dynamic_zero_point")]
+        codes, scale, zero = self.out.nodes_of("DynamicQuantizeLinear", [self._real_of(x, "MatMul")], {}, found)
+        none = self.out.constant(zero_point_name(name), np.zeros((), dtype=np.int8))
+        acc = self.out.node("MatMulInteger", [codes, weight, zero, none], {}, f"{site}/acc")
+        wide = self.out.node("Cast", [acc], {"to": ir.AttrInt64("to", ir.DataType.FLOAT.value)}, f"{site}/wide")
+        stored = self.out.constant(scale_name(name), encoding.scale.numpy())
+        factor = self.out.node("Mul", [scale, stored], {}, f"{site}/dynamic_factor")
+        scaled = site if region.bias is None else f"{site}/product"
+        value = self.out.node("Mul", [wide, factor], {}, scaled)
+        if region.bias is not None:
+            value = self.out.node("Add", [value, self._real_of(region.bias, "Add")], {}, site)
+        value.shape, value.type = region.op.outputs[0].shape, region.op.outputs[0].type
+        self.real[site] = value
 
     def _bias(self, region: Region, name: str) -> ir.Value:
         assert region.weight is not None
@@ -255,14 +363,25 @@ class _Writer:
     def _move(self, region: Region, site: str) -> ir.Value:
         op = region.op
         if op.op_type == "Concat":
-            inputs: list[ir.Value | None] = [self._codes_of(v) for v in op.inputs if v is not None]
+            values = [v for v in op.inputs if v is not None]
+            inputs: list[ir.Value | None] = [
+                self._constant_codes(v) if v.is_initializer() else self._codes_of(v) for v in values
+            ]
         else:
             arguments = (None if v is None else self._real_of(v, op.op_type) for v in op.inputs[1:])
             inputs = [self._codes_of(region.inputs[0]), *arguments]
+        if op.op_type == "GlobalMaxPool":  # takes no uint8; the largest code over the plane is the same
+            axes = self._plane_axes(region.inputs[0])
+            return self.out.node("ReduceMax", [inputs[0], axes], {}, codes_name(site))
         if op.op_type == "Pad":
             zero = self._scales(site)[1]
             inputs = [*inputs[:2], zero, *inputs[3:]]
         return self.out.node(op.op_type, inputs, op.attributes, codes_name(site))
+
+    def _plane_axes(self, x: ir.Value) -> ir.Value:
+        """All axes after batch and channel."""
+        rank = len(x.shape or ())
+        return self.out.constant(f"int64/2..{rank}", np.arange(2, rank, dtype=np.int64))
 
     def _output(self, value: ir.Value) -> ir.Value:
         """A graph output keeps its name, shape and float type."""

@@ -1,9 +1,10 @@
 """ONNX ops on torch.
 
-A row's function takes the node's inputs in ONNX order (None where one is omitted) and its attributes by their
-ONNX names, and returns a tensor, or a tuple for several outputs. Where the number of outputs belongs to the
-node, the function has a keyword `num_outputs`. Semantics are those of opset 21. Shape-like inputs (a shape,
-starts, pads, axes ...) may be tensors or Python integers. What a row does not do, it refuses with UnsupportedError.
+An op of another domain than ONNX's own has that domain in its name. A row's function takes the node's inputs in ONNX
+order (None where one is omitted) and its attributes by their ONNX names, and returns a tensor, or a tuple for several
+outputs. Where the number of outputs belongs to the node, the function has a keyword `num_outputs`. Semantics are those
+of opset 21. Shape-like inputs (a shape, starts, pads, axes ...) may be tensors or Python integers. What a row does not
+do (`refused.py`), it refuses with UnsupportedError. Ops without a row run in ONNX Runtime (`served.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ OPS: dict[str, Row] = {
     "MatMul": Row("bitwright.execute.linear:matmul", "batched matrix product"),
     "Einsum": Row("bitwright.execute.linear:einsum", "sum of products by an equation"),
     "Det": Row("bitwright.execute.linear:det", "determinant of square matrices"),
+    "Attention": Row("bitwright.execute.attention:attention", "softmax of products of queries and keys, times values"),
     # pool
     "MaxPool": Row("bitwright.execute.pool:max_pool", "maximum of windows, with indices if asked for"),
     "AveragePool": Row("bitwright.execute.pool:average_pool", "mean of windows"),
@@ -90,6 +92,9 @@ OPS: dict[str, Row] = {
     "HardSwish": Row("bitwright.execute.activation:hard_swish", "x times a clipped line"),
     "Tanh": Row("bitwright.execute.activation:tanh", "hyperbolic tangent"),
     "Gelu": Row("bitwright.execute.activation:gelu", "x times the normal distribution function"),
+    "com.microsoft.Gelu": Row("bitwright.execute.activation:gelu", "the same, as ONNX Runtime's own op"),
+    "com.microsoft.FastGelu": Row("bitwright.execute.activation:fast_gelu", "Gelu by tanh, with a bias"),
+    "com.microsoft.QuickGelu": Row("bitwright.execute.activation:quick_gelu", "x * sigmoid(1.702 x)"),
     "Mish": Row("bitwright.execute.activation:mish", "x * tanh(softplus(x))"),
     "Swish": Row("bitwright.execute.activation:swish", "x * sigmoid(alpha * x)"),
     "ThresholdedRelu": Row("bitwright.execute.activation:thresholded_relu", "x above a threshold, else 0"),

@@ -80,6 +80,16 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
+def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Gelu of `x + bias` by its tanh approximation."""
+    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+
+
+def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
+    """`x * sigmoid(alpha * x)`."""
+    return swish(x, alpha=alpha)
+
+
 def mish(x: Tensor) -> Tensor:
     """`x * tanh(log(1 + exp(x)))`."""
     return F.mish(x)

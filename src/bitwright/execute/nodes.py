@@ -12,6 +12,7 @@ import torch
 
 from bitwright.errors import UnsupportedError
 from bitwright.execute import OPS
+from bitwright.graph.alone import place, title
 from bitwright.lookup import did_you_mean
 
 
@@ -29,19 +30,23 @@ def op_function(op_type: str) -> Callable[..., Any]:
     return function
 
 
+def has_row(node: ir.Node) -> bool:
+    """Whether torch runs a node: `OPS` has its op, under the name of its domain if that is not ONNX's own."""
+    return title(node) in OPS
+
+
 def function_of(node: ir.Node) -> Callable[..., Any]:
     """The torch function of a node.
 
     Raises:
-        UnsupportedError: no row of `OPS`, or an op of another domain, which means something else.
+        UnsupportedError: no row of `OPS`.
     """
-    if node.domain or node.op_type not in OPS:
-        domain = f" of the domain {node.domain!r}" if node.domain else ""
+    if not has_row(node):
         raise UnsupportedError(
-            f"node {node.name!r}", f"op {node.op_type!r}{domain} cannot be executed",
-            f"one of the {len(OPS)} ops of bitwright.execute.OPS", "export the network without it",
+            place(node), f"{title(node)} has no row in the op table", f"one of the {len(OPS)} ops of it",
+            "export the network without this op",
         )  # fmt: skip
-    return op_function(node.op_type)
+    return op_function(title(node))
 
 
 @cache
@@ -56,7 +61,7 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
         UnsupportedError: an attribute that the function does not know.
     """
     found = {name: _plain(attribute) for name, attribute in node.attributes.items()}
-    known = _parameters(node.op_type)
+    known = _parameters(title(node))
     unknown = sorted(set(found) - known)
     if unknown:
         raise UnsupportedError(f"node {node.name!r}", f"{node.op_type} with attribute {', '.join(unknown)}")

@@ -17,14 +17,27 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from bitwright.errors import InputError
-from bitwright.execute.integer import MOVING_OPS, bias_scale, kernel_operands, quantized_bias, region_kernel
-from bitwright.execute.nodes import attributes_of, function_of
+from bitwright.errors import InputError, UnsupportedError
+from bitwright.execute.integer import (
+    MOVING_OPS,
+    ONNXRUNTIME,
+    Arithmetic,
+    arithmetic_of,
+    bias_scale,
+    kernel_operands,
+    quantized_bias,
+    region_kernel,
+)
+from bitwright.execute.kernels.dynamic import DynamicGemm
+from bitwright.execute.nodes import attributes_of, function_of, has_row
+from bitwright.execute.served import Served
 from bitwright.graph.overlay import initializer
-from bitwright.graph.regions import Region
+from bitwright.graph.regions import Region, find_regions
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import Plan
-from bitwright.plan.spec import Derived
+from bitwright.plan.spec import Derived, QSpec
+from bitwright.targets import TARGETS
+from bitwright.targets.target import Target
 
 Mode = Literal["float", "simulated", "integer"]
 
@@ -56,16 +69,19 @@ class FakeQuantize(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    levels: Tensor | None
 
     def __init__(self, encoding: Encoding) -> None:
         super().__init__()
         self.spec = encoding.spec
         self.register_buffer("scale", encoding.scale)
         self.register_buffer("zero_point", encoding.zero_point)
+        self.register_buffer("levels", encoding.levels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Real values on the grid."""
-        return Encoding(spec=self.spec, scale=self.scale, zero_point=self.zero_point).fake_quantize(x)
+        encoding = Encoding(spec=self.spec, scale=self.scale, zero_point=self.zero_point, levels=self.levels)
+        return encoding.fake_quantize(x)
 
 
 class FakeQuantizeBias(nn.Module):
@@ -83,15 +99,26 @@ class FakeQuantizeBias(nn.Module):
 
 
 class Quantize(nn.Module):
-    """Real values to codes (uint8): the entrance of an integer region."""
+    """Real values to codes: the entrance of an integer region. uint8 where they fit, else int32."""
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, encoding: Encoding, arithmetic: Arithmetic = ONNXRUNTIME) -> None:
         super().__init__()
-        self.encoding = encoding
+        self.encoding, self.own = encoding, arithmetic.quantizer(encoding)
+        self.dtype = torch.uint8 if fits_uint8(encoding.spec) else torch.int32
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes."""
-        return self.encoding.quantize(x).to(torch.uint8)
+        return (self.encoding.quantize(x) if self.own is None else self.own(x)).to(self.dtype)
+
+
+def fits_uint8(spec: QSpec) -> bool:
+    """Whether the codes of an activation are 0 to 255.
+
+    Example:
+        >>> fits_uint8(QSpec(bits=8)), fits_uint8(QSpec(bits=9)), fits_uint8(QSpec(bits=8, signed=True))
+        (True, False, False)
+    """
+    return spec.grid.qmin >= 0 and spec.grid.qmax <= 255
 
 
 class Dequantize(nn.Module):
@@ -116,6 +143,7 @@ def build(
     integer: Sequence[Region] = (),
     outputs: Sequence[str] = (),
     codes: bool = False,
+    arithmetic: Arithmetic | None = None,
 ) -> Program:
     """Build the program of a model.
 
@@ -128,11 +156,16 @@ def build(
         integer: regions that run in integers (`placement.integer_regions`).
         outputs: sites to return; the graph's outputs if empty.
         codes: return the codes of quantized sites instead of their real values (not in float mode).
+        arithmetic: how the integer regions round; None for the runtime of the plan's target.
 
     Raises:
-        UnsupportedError: an op or attribute that cannot be executed.
+        UnsupportedError: an op or attribute that cannot be executed, or codes in mode integer that are not uint8.
     """
+    if mode == "integer" and plan is not None:
+        _check_codes(plan, integer)
     builder = _Builder(model, overlay, mode, plan, dict(encodings or {}), integer)
+    if arithmetic is not None:
+        builder.arithmetic = arithmetic
     for value in model.graph.inputs:
         builder.enter(value)
     by_first = {region.op: region for region in integer} if mode == "integer" else {}
@@ -144,6 +177,31 @@ def build(
             builder.call(node)
     names = tuple(outputs) or tuple(v.name or "" for v in model.graph.outputs)
     return Program(module=builder.finish(names, codes), inputs=builder.inputs, outputs=names)
+
+
+def stored_weights(model: ir.Model, plan: Plan) -> set[str]:
+    """Weights that lie in few bits in the file although their layer has no calibrated ranges (`Plan.modes`)."""
+    members = (site for region in plan.modes for site in plan.regions[region])
+    return {site for site in members if site in model.graph.initializers and plan.qspec(site) is not None}
+
+
+def _check_codes(plan: Plan, integer: Sequence[Region]) -> None:
+    """Codes between the kernels travel as uint8: others would wrap round."""
+    for value in (v for region in integer for v in (*region.inputs, region.output)):
+        spec = plan.qspec(value.name or "")
+        if spec is not None and not fits_uint8(spec):
+            raise UnsupportedError(
+                f"site {value.name!r}", f"codes from {spec.grid.qmin} to {spec.grid.qmax}",
+                "0 to 255, the codes of integer kernels", "simulate it in float (mode simulated)",
+            )  # fmt: skip
+
+
+def repeats_codes(region: Region, plan: Plan) -> bool:
+    """Whether a region gives codes of its inputs, at their encoding: quantizing them again would change nothing."""
+    sites = [v.name or "" for v in (*region.inputs, region.output)]
+    if region.kind not in MOVING_OPS or any(plan.qspec(site) is None for site in sites):
+        return False
+    return len({plan.resolve(site)[0] for site in sites}) == 1
 
 
 class _Builder:
@@ -161,9 +219,16 @@ class _Builder:
         self.constants: dict[str, fx.Node] = {}
         self.inputs: tuple[str, ...] = ()
         # In simulation a copy of quantized values is on the grid already.
-        self.on_grid = {r.output.name for r in integer if r.op.op_type in MOVING_OPS}
+        self.on_grid = set() if plan is None else {r.output.name for r in integer if repeats_codes(r, plan)}
         self.inside = {node for region in integer for node in region.nodes}
+        modes = {} if plan is None or mode == "float" else plan.modes
+        self.stored = stored_weights(model, plan) if plan is not None and modes else set()
+        self.dynamic = {r.op: r for r in find_regions(model) if modes.get(r.name) == "dynamic"} if modes else {}
         self.snapped: dict[str, fx.Node] = {}
+        self.arithmetic = ONNXRUNTIME
+        if mode == "integer" and plan is not None:
+            target: Target = TARGETS[plan.target].load()
+            self.arithmetic = arithmetic_of(target.arithmetic, target, integer, self.encoding)
 
     def encoding(self, value: ir.Value) -> Encoding:
         """The encoding of a site, its own or the one it shares."""
@@ -202,6 +267,10 @@ class _Builder:
         name = value.name or ""
         if name not in self.constants:
             tensor = self.tensor(value)
+            known = None if self.mode == "float" else self.encodings.get(name)
+            # A rounding that was chosen gives these values; a float op that reads stored bits gets what they mean.
+            if known is not None and (name in self.stored or (self.mode == "simulated" and known.codes is not None)):
+                tensor = known.dequantize(known.codes_of(tensor))
             key = f"constant_{len(self.constants)}"
             if tensor.is_floating_point():
                 self.root.register_parameter(key, nn.Parameter(tensor.clone(), requires_grad=False))
@@ -232,7 +301,7 @@ class _Builder:
         """The fx node of a value's codes."""
         name = value.name or ""
         if name not in self.codes:
-            quantize = self._module("quantize", Quantize(self.encoding(value)))
+            quantize = self._module("quantize", Quantize(self.encoding(value), self.arithmetic))
             self.codes[name] = self.graph.call_module(quantize, (self.real[name],))
         return self.codes[name]
 
@@ -240,14 +309,30 @@ class _Builder:
         """One op on real numbers."""
         # What float ops or the network's input give reaches an integer region quantized, and a float op as it is.
         read = self.snapped_of if node in self.inside else self.real_of
-        arguments = tuple(None if v is None else read(v) for v in node.inputs)
-        result = self.graph.call_function(function_of(node), arguments, attributes_of(node))
+        if node in self.dynamic:
+            x = node.inputs[0]
+            assert x is not None
+            layer = self._module("dynamic", self._dynamic_gemm(self.dynamic[node]))
+            result = self.graph.call_module(layer, (self.real_of(x),))
+        elif has_row(node):
+            arguments = tuple(None if v is None else read(v) for v in node.inputs)
+            result = self.graph.call_function(function_of(node), arguments, attributes_of(node))
+        else:
+            served = Served(node, self.model)
+            result = self.graph.call_module(self._module("served", served), tuple(read(v) for v in served.inputs))
         several = len(node.outputs) > 1
         for i, value in enumerate(node.outputs):
             part = self.graph.call_function(_item, (result, i)) if several else result
             self.real[value.name or ""] = self._simulated(value, part) if node in self.inside else part
             if node in self.inside:
                 self.snapped[value.name or ""] = self.real[value.name or ""]
+
+    def _dynamic_gemm(self, region: Region) -> nn.Module:
+        assert region.weight is not None
+        weight = self.encoding(region.weight)
+        bias = None if region.bias is None else self.tensor(region.bias)
+        transposed = bool(region.op.attributes.get_int("transB", 0))
+        return DynamicGemm(weight, weight.codes_of(self.tensor(region.weight)), bias, transposed=transposed)
 
     def snapped_of(self, value: ir.Value) -> fx.Node:
         """The fx node of a value as an integer region sees it in simulation."""
@@ -260,7 +345,7 @@ class _Builder:
 
     def kernel(self, region: Region) -> None:
         """One region on codes."""
-        module = region_kernel(region, self.encoding, self.tensor, self.bias_codes)
+        module = region_kernel(region, self.encoding, self.tensor, self.bias_codes, self.arithmetic)
         arguments = tuple(self.codes_of(v) for v in kernel_operands(region))
         self.codes[region.output.name or ""] = self.graph.call_module(self._module("kernel", module), arguments)
 

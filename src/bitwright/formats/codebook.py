@@ -31,9 +31,10 @@ class Codebook:
 
     Args:
         bits: width, 1 to 7.
+        largest: largest magnitude of a level, 1 to 127.
 
     Raises:
-        InputError: another width.
+        InputError: another width or bound, or fewer integers within the bound than levels.
 
     Example:
         >>> book = Codebook(bits=2)
@@ -43,10 +44,13 @@ class Codebook:
     """
 
     bits: int = 4
+    largest: int = 127
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 7:
             raise InputError("codebook bits", f"a width of {self.bits!r}", "1 to 7")
+        if not 1 <= self.largest <= _TOP or 2 * self.largest + 1 < 1 << self.bits:
+            raise InputError("codebook largest", f"{self.largest} for {1 << self.bits} levels", "more, 127 at most")
 
     @property
     def qmin(self) -> int:
@@ -61,7 +65,7 @@ class Codebook:
     def fit(self, rows: Tensor) -> tuple[Tensor, ...]:
         """The scale of each row, and the levels, int8 `[2^bits]`."""
         rows = rows.detach().float()
-        scale = (rows.abs().amax(1) / _TOP).clamp(min=SMALLEST_SCALE)
+        scale = (rows.abs().amax(1) / self.largest).clamp(min=SMALLEST_SCALE)
         return scale, best_levels(rows / scale[:, None], 1 << self.bits)
 
     def encode(self, rows: Tensor, *parameters: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from bitwright.errors import InputError
+from bitwright.graph.alone import Sizes, alone, declared, place, reads, title
 from bitwright.graph.captures import has_subgraph
 from bitwright.graph.follow import constant_reshape, shared_followers
 from bitwright.graph.known import PROBES, Known
@@ -155,20 +156,25 @@ def _shape_of(node: ir.Node, shape: tuple[int, ...]) -> np.ndarray:
 
 def _infer(known: Known, node: ir.Node) -> None:
     """Shapes and types of the outputs by ONNX's own inference, when it can tell."""
+    if node.domain or has_subgraph(node):
+        _infer_in_runtime(known, node)
+        return
     inputs = [v for v in node.inputs if v is not None]
-    if has_subgraph(node) or any(v not in known.shapes or v.dtype is None for v in inputs):
+    if any(v.dtype is None for v in inputs):
         return
     opset = known.model.graph.opset_imports.get(node.domain, 1)
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
         return
-    small = {v: c for v in inputs[1:] if known.elements(v) <= SHAPE_ELEMENTS and (c := known.constant(v)) is not None}
+    small = {v: c for v in inputs[1:] if _is_small(known, v) and (c := known.constant(v)) is not None}
     proto, opsets = ir.to_proto(node), [onnx.helper.make_opsetid(node.domain, opset)]
     found: list[Mapping[str, onnx.TypeProto]] = []
     for i in range(len(known.probes)):
         types = {
-            v.name or "": onnx.helper.make_tensor_type_proto(int(v.dtype), known.shapes[v][i])
+            v.name or "": onnx.helper.make_tensor_type_proto(
+                int(v.dtype), known.shapes[v][i] if v in known.shapes else None
+            )
             for v in inputs
             if v.dtype is not None
         }
@@ -177,6 +183,40 @@ def _infer(known: Known, node: ir.Node) -> None:
             found.append(onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=opsets))
     for output in node.outputs:
         _note(known, output, [types[name] for types in found if (name := output.name or "") in types])
+
+
+def _is_small(known: Known, value: ir.Value) -> bool:
+    return value in known.shapes and known.elements(value) <= SHAPE_ELEMENTS
+
+
+def _infer_in_runtime(known: Known, node: ir.Node) -> None:
+    """The same by ONNX Runtime's inference: for its own operators, and for branches that read what is around them."""
+    inputs = reads(node)
+    if any(v.dtype is None for v in inputs):
+        return
+    small = {v: c for v in inputs if _is_small(known, v) and (c := known.constant(v)) is not None}
+    found = []
+    for i in range(len(known.probes)):
+        given: dict[str, tuple[ir.DataType, Sizes]] = {
+            v.name or "": (v.dtype, known.shapes[v][i] if v in known.shapes else None)
+            for v in inputs
+            if v.dtype is not None and v not in small
+        }
+        constants = {v.name or "": arrays[i] for v, arrays in small.items()}
+        model = alone(node, known.model.graph.opset_imports, known.model.ir_version, given, constants)
+        found.append(declared(model, place(node), title(node)))
+    for output in node.outputs:
+        told = [types[output.name] for types in found if output.name]
+        if told and told[0][0] != ir.DataType.UNDEFINED:
+            output.dtype = told[0][0]
+        shapes = [sizes for _, shape in told if (sizes := _closed(shape)) is not None]
+        if len(shapes) == len(known.probes):
+            known.shapes[output] = shapes
+
+
+def _closed(shape: Sizes) -> tuple[int, ...] | None:
+    sizes = None if shape is None else tuple(size for size in shape if size is not None)
+    return None if sizes is None or shape is None or len(sizes) < len(shape) else sizes
 
 
 def _note(known: Known, output: ir.Value, types: Sequence[onnx.TypeProto]) -> None:

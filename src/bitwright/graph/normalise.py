@@ -23,8 +23,8 @@ from bitwright.graph.widen import widen
 OPSET = 21
 #: The oldest IR version that allows it.
 IR_VERSION = 10
-#: Operator domains whose meaning bitwright knows.
-KNOWN_DOMAINS = {"", "com.microsoft"}
+#: Operator domains that ONNX Runtime serves; whether it knows an op of them is asked when shapes are inferred.
+KNOWN_DOMAINS = {"", "com.microsoft", "ai.onnx.ml"}
 
 
 def normalise(
@@ -80,7 +80,7 @@ def _refuse_unknown_domains(model: ir.Model, where: str) -> None:
         if node.domain not in KNOWN_DOMAINS:
             raise UnsupportedError(
                 where, f"node {node.name!r} is {node.op_type} of the domain {node.domain!r}",
-                "ops of ONNX's own domain or com.microsoft", "export the network without this op",
+                "ops of ONNX's own domains or com.microsoft", "export the network without this op",
             )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,32 @@ def call_named(text: str, kind: str) -> Any:
     Raises:
         InputError: the module or the callable does not exist, or raises an error.
     """
+    target = find_named(text, f"a {kind}'s path or module:callable", kind)
+    try:
+        return target()
+    except BitwrightError:
+        raise
+    except Exception as error:
+        raise InputError(
+            text, f"calling it raised {type(error).__name__}: {first_line(error)}",
+            f"a callable without arguments that returns a {kind}", "mend that first",
+        ) from error  # fmt: skip
+
+
+def find_named(text: str, expected: str, kind: str) -> Callable[..., Any]:
+    """What `"module:callable"` names; the current folder is searched first.
+
+    Args:
+        text: the name.
+        expected: what errors about the module say should have been there.
+        kind: what the callable is for.
+
+    Raises:
+        InputError: the module or the callable does not exist, or importing it raises an error.
+    """
     module_name, _, attribute = text.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    expected = f"a {kind}'s path or module:callable"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -169,18 +191,10 @@ def call_named(text: str, kind: str) -> Any:
             text, f"importing {module_name!r} raised {type(error).__name__}: {first_line(error)}", expected,
             "mend that first",
         ) from error  # fmt: skip
-    target = getattr(module, attribute, None)
-    if not callable(target):
+    target: Callable[..., Any] | None = getattr(module, attribute, None)
+    if target is None or not callable(target):
         raise InputError(
             text, f"module {module_name!r} has no callable {attribute!r}", f"module:callable for a {kind}",
             "check the spelling",
         )  # fmt: skip
-    try:
-        return target()
-    except BitwrightError:
-        raise
-    except Exception as error:
-        raise InputError(
-            text, f"calling it raised {type(error).__name__}: {first_line(error)}",
-            f"a callable without arguments that returns a {kind}", "mend that first",
-        ) from error  # fmt: skip
+    return target

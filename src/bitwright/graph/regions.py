@@ -1,8 +1,9 @@
 """Regions: the nodes that a runtime executes as one.
 
 A region is one op and the activation that follows it alone: conv/gemm + bias + BN + relu/relu6, residual add + relu,
-pool, concat, reshape ... It is named after the module that holds its weight or that called it, whichever exporter
-wrote the file, and every node of the graph belongs to exactly one region.
+pool, concat, reshape ...; or a chain of elementwise ops that is a function of one value (`chains.py`). It is named
+after the module that holds its weight or that called it, whichever exporter wrote the file, and every node of the
+graph belongs to exactly one region.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from bitwright.graph.alone import title
 from bitwright.graph.captures import captured_values
+from bitwright.graph.chains import elementwise_chain
 from bitwright.graph.macs import WEIGHTED_OPS, node_macs
 from bitwright.graph.names import module_path, weight_path
+from bitwright.graph.uses import is_use
 
 #: Ops that absorb batch norm and an activation.
 ABSORBING = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization"}
@@ -29,12 +33,14 @@ class Region:
         name: module path of the weight (`layer1.0.conv1`); without a weight, path of the module that is the op
             (`avgpool`), or of the module that called it and the op's type (`layer1.0.Add`); where the file names no
             modules, the node's name. A second region of the same name is `name#2`.
-        nodes: in execution order; the first is the op itself.
+        nodes: in execution order; the first is the op itself. Nodes of other regions may stand between them, but what
+            a region reads is computed before its first node, and what it gives is read after its last.
         inputs: values computed elsewhere that the region reads, in branches too (no initializers).
         weight, bias: initializers of conv, gemm, matmul; None elsewhere.
         output: the value that others read.
         bounds: `(low, high)` of the absorbed activation, `(0, inf)` for ReLU; None without one.
         macs: multiply-accumulates for a batch of one.
+        is_table: the nodes are one elementwise function of the one value in `inputs`.
     """
 
     name: str
@@ -45,6 +51,7 @@ class Region:
     output: ir.Value
     bounds: tuple[float, float] | None
     macs: int
+    is_table: bool = False
 
     @property
     def op(self) -> ir.Node:
@@ -53,12 +60,17 @@ class Region:
 
     @property
     def kind(self) -> str:
-        """Op type of the region, `DepthwiseConv` for a convolution with one channel a group."""
+        """Op type of the region, `DepthwiseConv` for a convolution with one channel a group, `Table` for a function.
+
+        A Relu, or a Clip with constant bounds, that stands alone keeps its op type: it only bounds what it reads.
+        """
+        if self.is_table:
+            return "Table"
         if self.op.op_type == "Conv" and self.weight is not None and self.weight.shape is not None:
             group = self.op.attributes.get_int("group", 1)
             if group > 1 and self.weight.shape[1] == 1:
                 return "DepthwiseConv"
-        return self.op.op_type
+        return title(self.op)
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
@@ -87,14 +99,27 @@ def activation_bounds(node: ir.Node) -> tuple[float, float] | None:
 
 def find_regions(model: ir.Model) -> list[Region]:
     """All regions of a normalised model, in execution order."""
+    place = {node: i for i, node in enumerate(model.graph)}
     taken: set[ir.Node] = set()
-    groups: list[list[ir.Node]] = []
-    for node in model.graph:
-        if node not in taken:
-            groups.append(_grow(node))
-            taken.update(groups[-1])
-    names = region_names([nodes[0] for nodes in groups])
-    return [_region(nodes, name) for nodes, name in zip(groups, names, strict=True)]
+    groups: list[tuple[list[ir.Node], bool]] = []
+    for node in place:
+        if node in taken:
+            continue
+        chain = [node] if is_use(node) else elementwise_chain(node, place, taken)
+        is_table = not all(_has_kernel_of_its_own(member) for member in chain)
+        groups.append((chain if is_table else _grow(node), is_table))
+        taken.update(groups[-1][0])
+    names = region_names([nodes[0] for nodes, _ in groups])
+    return [_region(nodes, name, is_table) for (nodes, is_table), name in zip(groups, names, strict=True)]
+
+
+def _has_kernel_of_its_own(member: ir.Node) -> bool:
+    """Whether an op of a chain is a bound, or the sum of two computed values: integers do these exactly by themselves.
+
+    A chain of nothing else, `x + relu(x)`, is left in its parts.
+    """
+    is_sum = member.op_type == "Add" and not any(v is None or v.is_initializer() for v in member.inputs)
+    return is_sum or activation_bounds(member) is not None
 
 
 def _grow(node: ir.Node) -> list[ir.Node]:
@@ -146,7 +171,7 @@ def _weight_name(op: ir.Node) -> str:
     return "" if weight is None else weight.name or ""
 
 
-def _region(nodes: list[ir.Node], name: str) -> Region:
+def _region(nodes: list[ir.Node], name: str, is_table: bool) -> Region:
     op = nodes[0]
     weight = _initializer(op, WEIGHTED_OPS[op.op_type]) if op.op_type in WEIGHTED_OPS else None
     bias = _initializer(op, 2) if op.op_type in ("Conv", "ConvTranspose", "Gemm") else None
@@ -159,7 +184,8 @@ def _region(nodes: list[ir.Node], name: str) -> Region:
     )
     return Region(
         name=name, nodes=tuple(nodes), inputs=tuple(inputs), weight=weight, bias=bias, output=nodes[-1].outputs[0],
-        bounds=activation_bounds(nodes[-1]), macs=sum(node_macs(n) for n in nodes),
+        bounds=None if is_table else activation_bounds(nodes[-1]), macs=sum(node_macs(n) for n in nodes),
+        is_table=is_table,
     )  # fmt: skip
 
 

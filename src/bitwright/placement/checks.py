@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from bitwright.execute.nodes import has_row
 from bitwright.graph.regions import Region, activation_bounds
 
 Check = Callable[[Region], str | None]
@@ -56,6 +57,36 @@ def all_activations(region: Region) -> str | None:
     return "one operand is a constant" if any(v is None or v.is_initializer() for v in region.op.inputs) else None
 
 
+def an_activation(region: Region) -> str | None:
+    """At least one operand is computed."""
+    return None if region.inputs else "all its operands are constants"
+
+
+def matrices(region: Region) -> str | None:
+    """Both operands have two axes or more."""
+    ranks = [len(v.shape) if v is not None and v.shape is not None else 0 for v in region.op.inputs[:2]]
+    return None if min(ranks) >= 2 else "an operand is a vector, or of unknown shape"
+
+
+def known_axis(region: Region) -> str | None:
+    """The number of elements along its axis is fixed."""
+    shape, axis = region.inputs[0].shape, region.op.attributes.get_int("axis", -1)
+    fixed = shape is not None and -len(shape) <= axis < len(shape) and isinstance(shape[axis], int)
+    return None if fixed else "the number of elements along its axis is open"
+
+
+def float64_on_torch(region: Region) -> str | None:
+    """Every op of a table can be computed in float64, so that its codes do not depend on anyone's float32."""
+    unknown = [node.op_type for node in region.nodes if not has_row(node)]
+    return f"{unknown[0]} has no float64 form here" if unknown else None
+
+
+def nearest(region: Region) -> str | None:
+    """Resizing repeats elements; the runtime's mixtures of codes (linear, cubic) are not those of real values."""
+    mode = region.op.attributes.get_string("mode", "nearest")
+    return None if mode == "nearest" else f"it mixes neighbours (mode {mode})"
+
+
 def plain_average(region: Region) -> str | None:
     """No dilation, and no rounding up of the output size."""
     attributes = region.op.attributes
@@ -64,6 +95,19 @@ def plain_average(region: Region) -> str | None:
     if any(d != 1 for d in attributes.get_ints("dilations", ())):
         return "its window is dilated"
     return "its padding is automatic" if attributes.get_string("auto_pad", "NOTSET") != "NOTSET" else None
+
+
+def no_counted_padding(region: Region) -> str | None:
+    """Its mean leaves padding out: OpenVINO counts padding as code 0, which means zero only at zero point 0."""
+    attributes = region.op.attributes
+    counts = attributes.get_int("count_include_pad", 0) and any(attributes.get_ints("pads", ()))
+    return "its mean counts padding (count_include_pad=1)" if counts else None
+
+
+def one_shape(region: Region) -> str | None:
+    """Its operands have the same shape, apart from the batch."""
+    shapes = [None if v is None or v.shape is None else list(v.shape)[1:] for v in region.op.inputs[:2]]
+    return None if None not in shapes and shapes[0] == shapes[1] else "its operands differ in shape"
 
 
 def no_indices(region: Region) -> str | None:
@@ -102,7 +146,14 @@ CHECKS: dict[str, Check] = {
     "plain gemm": plain_gemm,
     "two activations": two_activations,
     "all activations": all_activations,
+    "an activation": an_activation,
+    "matrices": matrices,
+    "known axis": known_axis,
+    "float64 on torch": float64_on_torch,
+    "nearest": nearest,
     "plain average": plain_average,
+    "no counted padding": no_counted_padding,
+    "one shape": one_shape,
     "no indices": no_indices,
     "constant bounds": constant_bounds,
     "constant arguments": constant_arguments,

@@ -15,16 +15,17 @@ from fnmatch import fnmatchcase
 import onnx_ir as ir
 
 from bitwright.errors import InputError, UnsupportedError
+from bitwright.execute.integer import constant_operands
 from bitwright.graph.regions import Region, find_regions
+from bitwright.placement.between import without_company
 from bitwright.placement.checks import CHECKS
 from bitwright.placement.ends import end_sites
-from bitwright.placement.overrides import Override, what_would_match
+from bitwright.placement.overrides import Override, Width, what_would_match
+from bitwright.placement.quantized import quantized_values
+from bitwright.placement.widths import activation_spec, weight_spec
 from bitwright.plan.plan import Plan
-from bitwright.plan.spec import Derived, Float, QSpec, Shared, SiteSpec
+from bitwright.plan.spec import Derived, Float, Shared, SiteSpec
 from bitwright.targets.target import OpRule, Target
-
-#: Weights of this width and less are asymmetric: a symmetric grid of few levels wastes too many of them.
-ASYMMETRIC_WEIGHT_BITS = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,40 +60,82 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
     regions = find_regions(model)
     sites = _all_sites(regions)
     matched = [_matches(o, regions, sites) for o in overrides]
-    kept = {r: o.pattern for o, found in zip(overrides, matched, strict=True) if o.keep_float for r in found.regions}
+    kept, modes = _kept(regions, target, overrides, matched)
     integer, refused = classify(regions, target, kept)
-    if not any(rule.how == "kernel" for rule in integer.values()):
+    if not modes and not any(rule.how == "kernel" for rule in integer.values()):
         reasons = "; ".join(f"{r.name}: {reason}" for r, reason in list(refused.items())[:3])
         raise UnsupportedError("model", "has no quantizable op", "a convolution, gemm, add or pool", reasons)
-    root = _shared_roots(regions, integer)
-    bits = _widths(model, regions, root, overrides, matched, ends, target.widest_weight)
-    quantized = {v for r in integer for v in (*r.inputs, r.output)}
+    root = _shared_roots(regions, integer if target.quantizers == "values" else {})
+    widths = _widths(model, regions, root, overrides, matched, ends, target.widest_weight)
+    quantized = {v for r, rule in integer.items() for v in quantized_values(r, rule, target)}
     for override, found in zip(overrides, matched, strict=True):
-        _check_effect(override, found, integer, quantized)
+        _check_effect(override, found, integer, quantized, modes)
     specs: dict[str, SiteSpec] = {}
     by_region: dict[str, tuple[str, ...]] = {}
     for region in regions:
         rule = integer.get(region)
-        for value in (*region.inputs, region.output):
+        operands = () if rule is None else constant_operands(region)
+        for value in (*region.inputs, *operands, region.output):
             specs.setdefault(
-                value.name or "", _activation_spec(value, quantized, root, bits, regions, refused, target)
+                value.name or "", _activation_spec(value, quantized, root, widths, regions, refused, target)
             )
         for constant in (region.weight, region.bias):
             if constant is not None:
-                specs[constant.name or ""] = _constant_spec(region, constant, rule, refused, bits, target)
+                how = target.rule(region.kind) if region in modes and constant is region.weight else rule
+                specs[constant.name or ""] = _constant_spec(region, constant, how, refused, widths, target)
         by_region[region.name] = tuple(
-            v.name or "" for v in (region.weight, region.bias, region.output) if v is not None
+            v.name or "" for v in (region.weight, region.bias, *operands, region.output) if v is not None
         )
     reasons_by_name = {region.name: reason for region, reason in refused.items()}
-    plan = Plan(target=target.name, sites=specs, regions=by_region, refused=reasons_by_name)
+    modes_by_name = {region.name: mode for region, mode in modes.items()}
+    plan = Plan(target=target.name, sites=specs, regions=by_region, refused=reasons_by_name, modes=modes_by_name)
     return Placement(plan=plan, integer=integer, refused=refused)
 
 
+def _kept(
+    regions: Sequence[Region], target: Target, overrides: Sequence[Override], matched: Sequence[_Found]
+) -> tuple[dict[Region, str], dict[Region, str]]:
+    """What overrides take out of the integer regions, and why; and the mode of those whose weights stay quantized."""
+    kept: dict[Region, str] = {}
+    modes: dict[Region, str] = {}
+    for override, found in zip(overrides, matched, strict=True):
+        said = f"--set {override.pattern}:" if override.pattern else "--set "
+        named = [r for r in regions if r in found.regions or r.output in found.values or r.weight in found.values]
+        if override.keep_float:
+            kept |= {r: f"kept in float by {said}float" for r in found.regions}
+        elif override.mode and target.form != "qdq":
+            where = f"{said}A={'dynamic' if override.mode == 'dynamic' else 'float'}"
+            raise UnsupportedError(where, f"files for {target.name} have no such layers", "a target of the form qdq")
+        elif override.mode == "weights":
+            scope = named if override.pattern else regions
+            kept |= {r: f"activations are float ({said}A=float)" for r in scope}
+            modes |= {r: "weights" for r in scope if _has_weight(r, target)}
+        elif override.mode == "dynamic":
+            scope = named if override.pattern else regions
+            linear = [r for r in scope if r.kind == "Gemm" and _has_weight(r, target)]
+            if not linear:
+                expected = "a linear layer with constant weights; others need calibrated ranges"
+                raise InputError(f"{said}A=dynamic", "names no linear layer", expected)
+            kept |= {r: f"activation ranges are found at run time ({said}A=dynamic)" for r in linear}
+            modes |= dict.fromkeys(linear, "dynamic")
+        elif override.activations is not None:  # a later width takes back what an earlier mode said
+            back = [r for r in named if r in modes] if override.pattern else list(modes)
+            kept = {r: reason for r, reason in kept.items() if r not in back}
+            modes = {r: mode for r, mode in modes.items() if r not in back}
+    return kept, {r: mode for r, mode in modes.items() if r in kept}
+
+
+def _has_weight(region: Region, target: Target) -> bool:
+    rule = target.rule(region.kind)
+    return rule is not None and region.weight is not None and _first_failure(region, rule) is None
+
+
 def _check_effect(
-    override: Override, found: _Found, integer: Mapping[Region, OpRule], quantized: set[ir.Value]
-) -> None:
+    override: Override, found: _Found, integer: Mapping[Region, OpRule], quantized: set[ir.Value],
+    modes: Mapping[Region, str],
+) -> None:  # fmt: skip
     """Refuse what would be silently ignored."""
-    weights = {r.weight for r in integer if r.weight is not None}
+    weights = {r.weight for r in (*integer, *modes) if r.weight is not None}
     named = {*(r.weight for r in found.regions), *found.values}
     outputs = {*(r.output for r in found.regions), *found.values}
     missing = ""
@@ -113,7 +156,7 @@ def integer_regions(model: ir.Model, plan: Plan, target: Target) -> dict[Region,
     return {
         region: rule for region, rule in integer.items()
         if region.name not in plan.refused
-        and all(plan.qspec(v.name or "") is not None for v in (*region.inputs, region.output))
+        and all(plan.qspec(v.name or "") is not None for v in quantized_values(region, rule, target))
         and (region.weight is None or plan.qspec(region.weight.name or "") is not None)
     }  # fmt: skip
 
@@ -127,13 +170,16 @@ def classify(
     for region in regions:
         rule = target.rule(region.kind)
         if region in kept:
-            refused[region] = f"kept in float by --set {kept[region]}:float"
+            refused[region] = kept[region]
         elif rule is None:
             refused[region] = f"{region.kind} has no integer kernel on {target.name}"
         elif (reason := _first_failure(region, rule)) is not None:
             refused[region] = f"{region.kind}: {reason}"
         else:
             able[region] = rule
+    for region, reason in without_company(regions, able).items():
+        refused[region] = f"{region.kind}: {reason}"
+        del able[region]
     quantized = {v for r, rule in able.items() if rule.how == "kernel" for v in (*r.inputs, r.output)}
     movers = [r for r, rule in able.items() if rule.how != "kernel"]
     while True:
@@ -167,9 +213,10 @@ def _shared_roots(regions: Sequence[Region], integer: Mapping[Region, OpRule]) -
             continue
         # A concat's range is the union of its inputs' ranges, so it speaks for the group; a copy repeats its input.
         speaker = find(region.output) if rule.how == "join" else find(region.inputs[0])
-        for value in (*region.inputs, region.output):
+        for value in (*region.inputs, *constant_operands(region), region.output):
             parent[find(value)] = speaker
-    return {v: find(v) for r in regions for v in (*r.inputs, r.output)}
+    operands = [v for r in integer for v in constant_operands(r)]
+    return {v: find(v) for v in (*(v for r in regions for v in (*r.inputs, r.output)), *operands)}
 
 
 @dataclass(frozen=True)
@@ -179,7 +226,7 @@ class _Found:
 
 
 def _all_sites(regions: Iterable[Region]) -> list[ir.Value]:
-    every = [v for r in regions for v in (*r.inputs, r.weight, r.output)]
+    every = [v for r in regions for v in (*r.inputs, r.weight, *constant_operands(r), r.output)]
     return list(dict.fromkeys(v for v in every if v is not None))
 
 
@@ -202,11 +249,11 @@ def _matches(override: Override, regions: Sequence[Region], sites: Sequence[ir.V
 def _widths(
     model: ir.Model, regions: Sequence[Region], root: Mapping[ir.Value, ir.Value], overrides: Sequence[Override],
     matched: Sequence[_Found], ends: int | None, widest: int,
-) -> dict[ir.Value, int]:  # fmt: skip
-    """Bits of every weight and of every group of activations (by its root)."""
+) -> dict[ir.Value, Width]:  # fmt: skip
+    """Width of every weight and of every group of activations (by its root)."""
     at_ends = end_sites(model, regions) if ends is not None else set()
     weights = [r.weight for r in regions if r.weight is not None]
-    bits = dict.fromkeys(root.values(), 8) | dict.fromkeys(weights, widest)
+    bits = dict.fromkeys(root.values(), Width(bits=8)) | dict.fromkeys(weights, Width(bits=widest))
     for override in overrides:
         if override.pattern:
             continue
@@ -218,8 +265,8 @@ def _widths(
                 bits[value] = override.activations
     for value in at_ends:
         if ends is not None:
-            bits[root.get(value, value)] = min(ends, widest) if value in weights else ends
-    said: dict[ir.Value, dict[str, int]] = {}
+            bits[root.get(value, value)] = Width(bits=min(ends, widest) if value in weights else ends)
+    said: dict[ir.Value, dict[str, Width]] = {}
     for override, found in zip(overrides, matched, strict=True):
         if override.weights:
             named = [r.weight for r in found.regions if r.weight] + [v for v in found.values if v in weights]
@@ -233,59 +280,46 @@ def _widths(
     return bits
 
 
-def _check_agreement(widths: Mapping[str, int]) -> None:
+def _check_agreement(widths: Mapping[str, Width]) -> None:
     """What was said last of each site of a group; they share one encoding, so it must be the same."""
     (first, bits), *others = widths.items()
     for site, other in others:
         if other != bits:
             raise InputError(
-                f"--set ...:A={other}", f"site {site!r} shares its encoding with {first!r}, set to {bits} bits",
+                f"--set ...:A={other}", f"site {site!r} shares its encoding with {first!r}, set to A={bits}",
                 "one width for both", "set both to the same width",
             )  # fmt: skip
 
 
 def _activation_spec(
-    value: ir.Value, quantized: set[ir.Value], root: Mapping[ir.Value, ir.Value], bits: Mapping[ir.Value, int],
+    value: ir.Value, quantized: set[ir.Value], root: Mapping[ir.Value, ir.Value], widths: Mapping[ir.Value, Width],
     regions: Sequence[Region], refused: Mapping[Region, str], target: Target,
 ) -> SiteSpec:  # fmt: skip
     if value not in quantized:
         makers = [r for r in regions if r.output is value and r in refused]
         readers = [r for r in regions if value in r.inputs and r in refused]
+        if not makers and not readers:
+            return Float(f"no kernel of {target.name} reads it in integers")
         region = (makers or readers)[0]
         return Float(f"{region.name}: {refused[region]}")
     if root[value] is not value:
         return Shared(root[value].name or "")
-    width = bits[value]
-    if width not in target.activation_bits:
-        raise UnsupportedError(
-            f"site {value.name!r}", f"{width}-bit activations",
-            f"one of {_list(target.activation_bits)} on {target.name}",
-            "set another width with --set A=...",
-        )  # fmt: skip
-    return QSpec(bits=width)
+    return activation_spec(value.name or "", widths[value], target)
 
 
 def _constant_spec(
-    region: Region, value: ir.Value, rule: OpRule | None, refused: Mapping[Region, str], bits: Mapping[ir.Value, int],
+    region: Region, value: ir.Value, rule: OpRule | None, refused: Mapping[Region, str],
+    widths: Mapping[ir.Value, Width],
     target: Target,
 ) -> SiteSpec:  # fmt: skip
     if rule is None:
         return Float(f"{region.name}: {refused[region]}")
     if value is region.bias:
         assert region.weight is not None
+        if target.bias_bits is None:
+            return Float(f"{region.name}: {target.name} adds biases in float")
         return Derived(region.inputs[0].name or "", region.weight.name or "")
-    width = bits[value]
-    if width not in target.weight_packing:
-        raise UnsupportedError(
-            f"site {value.name!r}", f"{width}-bit weights", f"one of {_list(target.weight_packing)} on {target.name}",
-            "set another width with --set W=...",
-        )  # fmt: skip
     axis = rule.weight_axis
     if region.kind == "Gemm" and not region.op.attributes.get_int("transB", 0):
         axis = 1
-    asymmetric = width <= ASYMMETRIC_WEIGHT_BITS
-    return QSpec(bits=width, signed=not asymmetric, symmetric=not asymmetric, narrow=not asymmetric, axis=axis)
-
-
-def _list(widths: Iterable[int]) -> str:
-    return ", ".join(str(w) for w in sorted(widths))
+    return weight_spec(value.name or "", widths[value], target, axis)

@@ -7,25 +7,28 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bitwright.formats.affine import dequantize, fake_quantize, quantize
+from bitwright.formats.levels import encode_levels, midpoints
 from bitwright.plan.spec import QSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoding:
-    """`x ~ scale * (code - zero_point)`, with the grid of `spec`.
+    """`x ~ scale * (code - zero_point)`, with the grid of `spec`, or `x ~ scale * levels[code]`.
 
     Attributes:
         spec: the number format.
         scale: float32, `[]` for a tensor, `[channels]` for an axis.
-        zero_point: int32, same shape.
+        zero_point: int32, same shape; zeros where there are levels.
         codes: the integer codes (int32) of a constant whose rounding was chosen, or read from a file; None where
             rounding to nearest gives them.
+        levels: int32, ascending, of a format that is a table; None for affine integers.
     """
 
     spec: QSpec
     scale: Tensor
     zero_point: Tensor
     codes: Tensor | None = None
+    levels: Tensor | None = None
 
     def parameters(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point, made to broadcast over `like` (shape of the quantized tensor)."""
@@ -37,17 +40,27 @@ class Encoding:
         return self.quantize(x) if self.codes is None else self.codes
 
     def integers(self, codes: Tensor) -> Tensor:
-        """What a kernel multiplies by: `code - zero_point`, int32."""
+        """What a kernel multiplies by, int32: `code - zero_point`, or the level of the code."""
+        if self.levels is not None:
+            return self.levels.to(codes.device)[codes.long()]
         return codes - self.parameters(codes)[1]
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Codes (int32) of real values."""
-        return quantize(x, *self.parameters(x), self.spec.grid)
+        """Codes (int32) nearest to real values."""
+        if self.levels is None:
+            return quantize(x, *self.parameters(x), self.spec.grid)
+        rows = (x / self.parameters(x)[0]).reshape(1, -1)
+        one = self.scale.new_ones(1)
+        return encode_levels(rows, one, midpoints(self.levels)).reshape(x.shape)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Real values (float32) of codes."""
+        if self.levels is not None:
+            return self.integers(codes).float() * self.parameters(codes)[0]
         return dequantize(codes, *self.parameters(codes))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Quantize and dequantize, with the straight-through gradient."""
+        if self.levels is not None:
+            return x + (self.dequantize(self.quantize(x.detach())) - x).detach()
         return fake_quantize(x, *self.parameters(x), self.spec.grid)

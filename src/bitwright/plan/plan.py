@@ -6,13 +6,16 @@ import fnmatch
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from bitwright.errors import InputError
+from bitwright.errors import InputError, first_line
 from bitwright.plan.spec import Derived, Float, QSpec, Shared, SiteSpec, spec_from_json, spec_to_json
 
 #: Version of the JSON form; a reader refuses a newer one.
 VERSION = 1
+#: How a region with quantized weights computes where its activations have no calibrated ranges.
+MODES = ("weights", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,15 @@ class Plan:
         regions: `{region: sites}`, so that an override can name a region.
         refused: `{region: reason}` of the regions that run in float, though all their sites may be quantized for the
             integer regions around them.
+        modes: `{region: mode}` of refused regions whose weights are quantized nevertheless: `weights` computes in
+            float, `dynamic` in integers with activation ranges found at run time.
     """
 
     target: str
     sites: Mapping[str, SiteSpec]
     regions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    modes: Mapping[str, str] = field(default_factory=dict)
 
     def resolve(self, site: str) -> tuple[str, SiteSpec]:
         """The site whose encoding `site` uses, following shared specs, and its spec."""
@@ -60,26 +66,45 @@ class Plan:
         return [s for s in self.sites if s in found]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
+        """As plain JSON values; `modes` is left out where there are none."""
+        content = {
             "version": VERSION,
             "target": self.target,
             "sites": {s: spec_to_json(spec) for s, spec in self.sites.items()},
             "regions": {r: list(s) for r, s in self.regions.items()},
             "refused": dict(self.refused),
         }
+        return content | ({"modes": dict(self.modes)} if self.modes else {})
 
     def dumps(self) -> str:
         """As text, one site a line, for files and diffs."""
         content = self.to_json()
         head = f'{{\n  "version": {VERSION},\n  "target": {json.dumps(self.target)}'
-        parts = [f'  "{part}": {{\n{_lines(content[part])}  }}' for part in ("sites", "regions", "refused")]
+        named = (part for part in ("sites", "regions", "refused", "modes") if part in content)
+        parts = [f'  "{part}": {{\n{_lines(content[part])}  }}' for part in named]
         return ",\n".join([head, *parts]) + "\n}\n"
 
 
 def _lines(entries: Mapping[str, Any]) -> str:
     lines = [f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()]
     return ",\n".join(lines) + "\n" if lines else ""
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a JSON file.
+
+    Raises:
+        InputError: no such file, no JSON, or no plan (see `plan_from_json`).
+    """
+    if not Path(path).is_file():
+        raise InputError(str(path), "is a folder" if Path(path).is_dir() else "no such file", "a plan's JSON file")
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(
+            str(path), f"is no JSON ({first_line(error)})", "a plan's JSON file", "write one with bitwright plan edit"
+        ) from error
+    return plan_from_json(data, str(path))
 
 
 def plan_from_json(data: Any, where: str = "plan") -> Plan:
@@ -96,8 +121,12 @@ def plan_from_json(data: Any, where: str = "plan") -> Plan:
         or not isinstance(data.get("target"), str)
     ):
         raise InputError(where, "is not a plan", expected)
-    for name, form in (("version", int), ("regions", dict), ("refused", dict)):
-        if not isinstance(data.get(name), form):
+    modes = data.get("modes", {})
+    for name, found, form in (
+        ("version", data.get("version"), int), ("regions", data.get("regions"), dict),
+        ("refused", data.get("refused"), dict), ("modes", modes, dict),
+    ):  # fmt: skip
+        if not isinstance(found, form):
             raise InputError(where, f"has {name} of another form", expected)
     if data["version"] > VERSION:
         raise InputError(where, f"is of version {data['version']}", f"at most {VERSION}", "upgrade bitwright")
@@ -115,8 +144,12 @@ def plan_from_json(data: Any, where: str = "plan") -> Plan:
     for region, reason in data["refused"].items():
         if region not in data["regions"] or not isinstance(reason, str):
             raise InputError(f"{where}: refused {region}", f"is {reason!r}", "a region of the plan, and the reason")
+    for region, mode in modes.items():
+        if region not in data["refused"] or mode not in MODES:
+            expected = f"{' or '.join(MODES)}, of a refused region of the plan"
+            raise InputError(f"{where}: mode of {region}", f"is {mode!r}", expected)
     regions = {r: tuple(s) for r, s in data["regions"].items()}
-    return Plan(target=data["target"], sites=sites, regions=regions, refused=dict(data["refused"]))
+    return Plan(target=data["target"], sites=sites, regions=regions, refused=dict(data["refused"]), modes=dict(modes))
 
 
 def _check_shared(site: str, spec: Shared, sites: Mapping[str, SiteSpec], where: str) -> None:

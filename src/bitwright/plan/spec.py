@@ -6,9 +6,13 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from bitwright.errors import InputError
+from bitwright.formats import FORMATS
 from bitwright.formats.affine import Affine
 from bitwright.formats.granularity import Granularity, PerAxis, PerTensor
-from bitwright.lookup import did_you_mean
+from bitwright.lookup import did_you_mean, lookup
+
+#: Formats whose codes are integers, `scale * (code - zero point)`; the others are tables of levels.
+AFFINE_FORMATS = ("affine", "pow2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +21,11 @@ class QSpec:
 
     Attributes:
         bits: width, 1 to 16.
-        signed: codes on both sides of zero.
-        symmetric: zero point in the middle of the grid.
-        narrow: leave out the most negative code, so that the grid is symmetric too.
+        signed: codes on both sides of zero (affine formats).
+        symmetric: zero point in the middle of the grid (affine formats).
+        narrow: leave out the most negative code, so that the grid is symmetric too (affine formats).
         axis: one scale for each index of this axis; None for one scale in all.
-        format: row of `FORMATS`.
+        format: row of `FORMATS`; where it is a table of levels, a code is an index into the table.
     """
 
     bits: int
@@ -33,8 +37,30 @@ class QSpec:
 
     @property
     def grid(self) -> Affine:
-        """The integer codes."""
+        """The integer codes of an affine format."""
         return Affine(bits=self.bits, signed=self.signed, narrow=self.narrow)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether codes are indices into a table of levels, not integers themselves."""
+        return self.format not in AFFINE_FORMATS
+
+    def levels_format(self) -> Any:
+        """The format object of a table of levels, a row of `FORMATS` at this width.
+
+        Raises:
+            InputError: there is no such format, or it has no such width.
+
+        Example:
+            >>> QSpec(bits=3, format="log2").levels_format().levels
+            (-4, -2, -1, 0, 1, 2, 4)
+        """
+        row = lookup(FORMATS, self.format, "format").load()
+        if "bits" in row.__dataclass_fields__:
+            return row(bits=self.bits)
+        if row().bits != self.bits:
+            raise InputError(f"{self.format} bits", f"a width of {self.bits}", f"{row().bits}")
+        return row()
 
     @property
     def granularity(self) -> Granularity:
@@ -116,9 +142,7 @@ def spec_from_json(entry: Any, where: str) -> SiteSpec:
 
 
 def _check_format(spec: QSpec, where: str) -> None:
-    if spec.format != "affine":
-        raise InputError(f"{where}: format", f"is {spec.format!r}", "affine, which is what plans know")
     try:
-        _ = spec.grid
+        _ = spec.levels_format() if spec.has_levels else spec.grid
     except InputError as error:
         raise InputError(f"{where}: {error.where}", error.found, error.expected, error.fix) from error

@@ -20,13 +20,16 @@ from torch import Tensor
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.execute.observe import Watch, observe
-from bitwright.formats.affine import scale_and_zero_point
+from bitwright.formats.affine import SMALLEST_SCALE, scale_and_zero_point
+from bitwright.formats.pow2 import pow2_scale_and_zero_point, power_of_two
 from bitwright.lookup import lookup
-from bitwright.pipeline import Progress, State
-from bitwright.placement.place import ASYMMETRIC_WEIGHT_BITS, integer_regions
+from bitwright.pipeline import Event, Progress, State
+from bitwright.placement.place import integer_regions
+from bitwright.placement.widths import ASYMMETRIC_WEIGHT_BITS
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import Plan
-from bitwright.plan.spec import Derived, QSpec
+from bitwright.plan.spec import Derived, QSpec, Shared
+from bitwright.ptq.settle import settle
 from bitwright.ranges import ESTIMATORS
 from bitwright.targets import TARGETS
 
@@ -34,19 +37,49 @@ from bitwright.targets import TARGETS
 BIAS_LIMIT = 2**30
 
 
-def weight_encoding(weight: Tensor, spec: QSpec, estimator: Any, site: str) -> Encoding:
-    """Ranges of a weight by an estimator, one row a channel."""
+def weight_encoding(weight: Tensor, spec: QSpec, estimator: Any, site: str, largest_level: int = 127) -> Encoding:
+    """Ranges of a weight by an estimator, one row a channel; a table of levels is fitted by its format instead.
+
+    Args:
+        weight: the tensor.
+        spec: its number format.
+        estimator: an instance of a row of `ESTIMATORS`; formats with levels, which fit themselves, do not use it.
+        site: for errors.
+        largest_level: bound of fitted levels, so that the kernel's products fit.
+    """
     rows = spec.granularity.rows(weight)
+    if spec.has_levels:
+        return _levels_encoding(weight, rows, spec, site, largest_level)
     state = estimator.update(estimator.init(), rows, site=site)
     return _encoding(estimator, state, spec, site)
 
 
 def _encoding(estimator: Any, state: Any, spec: QSpec, site: str) -> Encoding:
     lo, hi = estimator.finish(state, spec.grid, symmetric=spec.symmetric, site=site)
-    scale, zero_point = scale_and_zero_point(lo, hi, spec.grid, symmetric=spec.symmetric)
+    fit = pow2_scale_and_zero_point if spec.format == "pow2" else scale_and_zero_point
+    scale, zero_point = fit(lo, hi, spec.grid, symmetric=spec.symmetric)
     if spec.axis is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
     return Encoding(spec=spec, scale=scale, zero_point=zero_point)
+
+
+def _levels_encoding(weight: Tensor, rows: Tensor, spec: QSpec, site: str, largest: int) -> Encoding:
+    if not torch.isfinite(rows).all():
+        raise InputError(site, "NaN or infinity in the data", "finite values", "check the network's weights")
+    levels_format = spec.levels_format()
+    if "largest" in levels_format.__dataclass_fields__:
+        levels_format = dataclasses.replace(levels_format, largest=largest)
+    parameters = levels_format.fit(rows)
+    codes = levels_format.encode(rows, *parameters)
+    fixed = getattr(levels_format, "levels", None)
+    levels = parameters[1].to(torch.int32) if fixed is None else torch.tensor(fixed, dtype=torch.int32)
+    scale = parameters[0] if spec.axis is not None else parameters[0].reshape(())
+    shape = weight.shape if spec.axis is None else weight.movedim(spec.axis, 0).shape
+    codes = codes.reshape(shape) if spec.axis is None else codes.reshape(shape).movedim(0, spec.axis)
+    return Encoding(
+        spec=spec, scale=scale, zero_point=torch.zeros_like(scale, dtype=torch.int32), codes=codes.contiguous(),
+        levels=levels,
+    )  # fmt: skip
 
 
 def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
@@ -61,7 +94,14 @@ def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
     """
     # One part in a thousand more than needed, so that rounding to float32 cannot bring it back over the limit.
     least = (bias.double().abs() / (input_scale.double() * BIAS_LIMIT) * 1.001).float()
-    return dataclasses.replace(weight, scale=torch.maximum(weight.scale, least))
+    if weight.spec.format == "pow2":
+        least = power_of_two(least.clamp(min=SMALLEST_SCALE), "ceil")
+    scale = torch.maximum(weight.scale, least)
+    if weight.codes is None or bool((scale == weight.scale).all()):
+        return dataclasses.replace(weight, scale=scale)
+    # Codes that were chosen at the smaller scale: at the new one the nearest to the same values.
+    raised = dataclasses.replace(weight, scale=scale)
+    return dataclasses.replace(raised, codes=raised.quantize(weight.dequantize(weight.codes)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +124,7 @@ class Calibrate:
     gives: ClassVar[frozenset[str]] = frozenset({"encodings"})
 
     def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state with an encoding for every quantized site."""
+        """A state with an encoding for every quantized site; its log has the extremes of each batch, for the audit."""
         if state.plan is None:
             raise InputError("calibrate", "the network has no plan", fix="run the step 'place' before it")
         encodings = self._weights(state, state.plan)
@@ -94,11 +134,14 @@ class Calibrate:
                 raise InputError(
                     f"bias {site!r}", "NaN or infinity in the data", "finite values", "check the network's weights"
                 )
-        encodings |= self._activations(state, state.plan, batches, images_done)
+        activations, extremes = self._activations(state, state.plan, batches, images_done)
+        encodings |= activations
+        encodings = dict(settle(state.but(encodings=encodings)).encodings)
         for site, spec in biases.items():
             source = encodings[state.plan.resolve(spec.input)[0]]
             encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
-        return state.but(encodings=encodings)
+        told = Event(step="calibrate", seconds=0.0, facts={"extremes": extremes})
+        return state.but(encodings=encodings, log=(*state.log, told))
 
     def estimator(self, name: str) -> Any:
         """A row of `ESTIMATORS` with this step's parameters."""
@@ -107,22 +150,29 @@ class Calibrate:
 
     def _weights(self, state: State, plan: Plan) -> dict[str, Encoding]:
         encodings = {}
+        target = lookup(TARGETS, plan.target, "target").load()
         for site, spec in plan.sites.items():
             if isinstance(spec, QSpec) and site in state.model.graph.initializers:
                 name = self.low_bit_weights if spec.bits <= ASYMMETRIC_WEIGHT_BITS else self.weights
-                encodings[site] = weight_encoding(state.tensor(site), spec, self.estimator(name), f"weight {site!r}")
+                encodings[site] = weight_encoding(
+                    state.tensor(site), spec, self.estimator(name), f"weight {site!r}", target.largest_level
+                )
         return encodings
 
     def _activations(
         self, state: State, plan: Plan, batches: Batches | None, images_done: Progress | None
-    ) -> dict[str, Encoding]:
+    ) -> tuple[dict[str, Encoding], dict[str, Tensor]]:
+        """Encodings, and smallest and largest value of each site and batch, `[batches, 2]`."""
         speakers = sources(state, plan)
+        if not speakers:
+            return {}, {}
         if batches is None:
             raise InputError("calibrate", "no data", "images to set activation ranges from", "give --data")
         estimator = self.estimator(self.activations)
         states = dict.fromkeys(speakers.values(), estimator.init())
         members = Counter(speakers.values())
         waiting: dict[str, list[Tensor]] = {speaker: [] for speaker in members}
+        extremes: dict[str, list[Tensor]] = {speaker: [] for speaker in members}
 
         def consume(site: str, values: Tensor) -> None:
             """One update for each encoding and batch, with the values of all sites that share it."""
@@ -131,8 +181,14 @@ class Calibrate:
             if len(waiting[speaker]) == members[speaker]:
                 rows = torch.cat(waiting[speaker], dim=1) if len(waiting[speaker]) > 1 else waiting[speaker][0]
                 states[speaker] = estimator.update(states[speaker], rows, site=f"site {site!r}")
+                extremes[speaker].append(torch.stack(torch.aminmax(rows)))
                 waiting[speaker].clear()
 
+        for site, spec in plan.sites.items():  # a constant that is joined to activations
+            if isinstance(spec, Shared) and site in state.model.graph.initializers:
+                speaker = plan.resolve(site)[0]
+                rows = state.tensor(site).reshape(1, -1)
+                states[speaker] = estimator.update(states[speaker], rows, site=f"constant {site!r}")
         watches = [Watch(site=site, extremes=estimator.extremes_only) for site in speakers]
         observe(state.model, state.overlay, watches, batches, consume, progress=images_done)
         found = {}
@@ -140,13 +196,14 @@ class Calibrate:
             spec = plan.sites[site]
             assert isinstance(spec, QSpec)
             found[site] = _encoding(estimator, seen, spec, f"site {site!r}")
-        return found
+        return found, {site: torch.stack(each) for site, each in extremes.items()}
 
 
 def sources(state: State, plan: Plan) -> Mapping[str, str]:
     """`{site to watch: site whose encoding it feeds}`: activations that no copy or concat repeats."""
     target = lookup(TARGETS, plan.target, "target").load()
     regions = integer_regions(state.model, plan, target)
-    repeated = {r.output.name for r, rule in regions.items() if rule.how != "kernel"}
+    repeats = target.quantizers == "values"  # else the output of a copy has an encoding of its own
+    repeated = {r.output.name for r, rule in regions.items() if rule.how != "kernel" and repeats}
     quantized = (s for s in plan.sites if plan.qspec(s) is not None and s not in state.model.graph.initializers)
     return {site: plan.resolve(site)[0] for site in quantized if site not in repeated}

@@ -1,8 +1,10 @@
-"""Fold batch norm into the layer before it.
+"""Fold batch norm into the layer before it, or into the one after it.
 
 With `k = gamma / sqrt(var + eps)`: `W' = W k` along the output channels, `b' = beta + (b - mean) k`, in float64 and
-rounded once. A batch norm with nothing before it to fold into becomes a depthwise 1x1 convolution with weight `k` and
-bias `beta - mean k`, which is the same function.
+rounded once. A batch norm with no layer before it goes into the convolution or linear layer that alone reads it, where
+that is exact: `W' = W k` along the input channels, `b' = b + sum W (beta - mean k)`. The zeros that a convolution pads
+with come after the batch norm, so there must be none. What is left becomes a depthwise 1x1 convolution with weight `k`
+and bias `beta - mean k`, which is the same function.
 
 Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
 CVPR 2018, section 3.2 (inference form); axes of transposed and grouped convolutions from the ONNX definitions.
@@ -10,6 +12,7 @@ CVPR 2018, section 3.2 (inference form); axes of transposed and grouped convolut
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +27,8 @@ from bitwright.graph.regions import only_consumer
 from bitwright.pipeline import BatchNorm, Progress, State
 
 FOLDABLE = ("Conv", "ConvTranspose", "Gemm")
+#: `(weight, bias, statistics, op, group, trans_b) -> (weight, bias)`.
+Fold = Callable[[Tensor, Tensor | None, BatchNorm, str, int, bool], tuple[Tensor, Tensor]]
 
 
 def scale_output_channels(weight: Tensor, k: Tensor, op: str, group: int = 1, trans_b: bool = True) -> Tensor:
@@ -70,11 +75,43 @@ def fold(
     return folded.float(), (beta + (b - mean) * k).float()
 
 
+def fold_forward(
+    weight: Tensor, bias: Tensor | None, bn: BatchNorm, op: str, group: int, trans_b: bool
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer that does the batch norm before it too, float32.
+
+    Shapes: Conv `[O, I/g, *]`, whose output channel `o` reads the inputs of group `o // (O/g)`; Gemm `[O, I]` with
+    transB, else `[I, O]`; `[I]` for the statistics.
+
+    Example:
+        >>> two, one, four = torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([4.0])
+        >>> bn = BatchNorm(gamma=two, beta=four, mean=one, var=four, eps=0.0)  # x + 3
+        >>> weight, bias = fold_forward(torch.tensor([[3.0], [1.0]]), None, bn, "Gemm", 1, True)
+        >>> weight.flatten().tolist(), bias.tolist()
+        ([3.0, 1.0], [9.0, 3.0])
+    """
+    gamma, beta, mean, var = (t.double() for t in (bn.gamma, bn.beta, bn.mean, bn.var))
+    k = gamma / torch.sqrt(var + bn.eps)
+    constant = beta - mean * k
+    turned = op == "Gemm" and not trans_b
+    rows = weight.double().T if turned else weight.double()
+    outputs, inputs = rows.shape[:2]
+    grouped = rows.reshape(group, outputs // group, inputs, -1)
+    # W' = W k ; b' = b + sum W (beta - mean k)
+    scaled = (grouped * k.reshape(group, 1, inputs, 1)).reshape(rows.shape)
+    added = (grouped * constant.reshape(group, 1, inputs, 1)).sum((2, 3)).reshape(-1)
+    if bias is not None:
+        added = added + bias.double().reshape(-1)
+    return (scaled.T if turned else scaled).float().contiguous(), added.float()
+
+
 @dataclass(frozen=True, kw_only=True)
 class FoldBatchNorm:
-    """Fold every batch norm; `State.batchnorm` keeps what it was, under the name of the weight that it went into.
+    """Fold every batch norm.
 
-    What stays: batch norm of two axes with no layer before it, statistics that are computed, `training_mode=1`.
+    What it was is kept under the name of the weight that it went into: in `State.batchnorm` where it was folded into
+    the layer before it or became one, in `State.input_batchnorm` where into the layer after it. What stays: batch norm
+    of two axes beside no layer, statistics that are computed, `training_mode=1`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -84,21 +121,27 @@ class FoldBatchNorm:
         """A state whose graph has no foldable batch norm."""
         model = state.model.clone()
         overlay = dict(state.overlay)
-        kept = dict(state.batchnorm)
+        kept, of_inputs = dict(state.batchnorm), dict(state.input_batchnorm)
         for node in list(model.graph):
             if node.op_type != "BatchNormalization" or not _has_constant_statistics(node):
                 continue
             bn = _statistics(model, overlay, node)
             layer = node.inputs[0].producer() if node.inputs[0] is not None else None
+            reader = only_consumer(node.outputs[0])
             if layer is not None and _foldable(layer, node):
-                name = _fold_into(model, overlay, layer, bn)
+                name = _fold_into(model, overlay, layer, bn, fold)
                 _bypass(node, layer)
+            elif reader is not None and _foldable_forward(reader, node):
+                of_inputs[_fold_into(model, overlay, reader, bn, fold_forward)] = bn
+                reader.replace_input_with(0, node.inputs[0])
+                model.graph.remove(node, safe=True)
+                continue
             elif node.inputs[0] is not None and node.inputs[0].shape is not None and len(node.inputs[0].shape) > 2:
                 name = _as_depthwise(model, node, bn)
             else:
                 continue
             kept[name] = bn
-        return state.but(model=model, overlay=overlay, batchnorm=kept)
+        return state.but(model=model, overlay=overlay, batchnorm=kept, input_batchnorm=of_inputs)
 
 
 def _has_constant_statistics(node: ir.Node) -> bool:
@@ -116,10 +159,30 @@ def _statistics(model: ir.Model, overlay: dict[str, Tensor], node: ir.Node) -> B
 def _foldable(layer: ir.Node, bn: ir.Node) -> bool:
     if layer.op_type not in FOLDABLE or only_consumer(layer.outputs[0]) is not bn:
         return False
+    return _has_constant_weight(layer) and (layer.op_type != "Gemm" or _plain_gemm(layer))
+
+
+def _has_constant_weight(layer: ir.Node) -> bool:
     constants = [v for v in layer.inputs[1:3] if v is not None]
-    if not constants or not all(v.is_initializer() for v in constants):
+    return bool(constants) and all(v.is_initializer() for v in constants)
+
+
+def _foldable_forward(reader: ir.Node, bn: ir.Node) -> bool:
+    """Whether a layer that alone reads a batch norm is linear in it everywhere, borders too."""
+    if reader.domain or reader.inputs[0] is not bn.outputs[0] or not _has_constant_weight(reader):
         return False
-    return layer.op_type != "Gemm" or _plain_gemm(layer)
+    if reader.op_type == "Gemm":
+        return _plain_gemm(reader) and not reader.attributes.get_int("transA", 0)
+    return reader.op_type == "Conv" and not _pads(reader)
+
+
+def _pads(conv: ir.Node) -> bool:
+    """Whether a convolution may read zeros beside its input."""
+    automatic = conv.attributes.get_string("auto_pad", "NOTSET")
+    if automatic in ("SAME_UPPER", "SAME_LOWER"):
+        weight = conv.inputs[1]
+        return weight is None or weight.shape is None or any(d != 1 for d in weight.shape[2:])
+    return automatic != "VALID" and any(conv.attributes.get_ints("pads", ()))
 
 
 def _plain_gemm(layer: ir.Node) -> bool:
@@ -133,11 +196,12 @@ def _plain_gemm(layer: ir.Node) -> bool:
     return all(d == 1 for d in bias.shape[:-1]) and [*bias.shape[-1:]] in ([], [1], [outputs])
 
 
-def _fold_into(model: ir.Model, overlay: dict[str, Tensor], layer: ir.Node, bn: BatchNorm) -> str:
+def _fold_into(model: ir.Model, overlay: dict[str, Tensor], layer: ir.Node, bn: BatchNorm, how: Fold) -> str:
+    """Give a layer its new weight and bias; the name of the weight."""
     weight = layer.inputs[1]
     bias = layer.inputs[2] if len(layer.inputs) > 2 else None
     assert weight is not None and weight.name is not None
-    new_weight, new_bias = fold(
+    new_weight, new_bias = how(
         initializer(model, overlay, weight.name),
         None if bias is None else initializer(model, overlay, bias.name or ""),
         bn, layer.op_type, layer.attributes.get_int("group", 1), bool(layer.attributes.get_int("transB", 0)),

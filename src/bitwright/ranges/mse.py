@@ -10,7 +10,9 @@ Source: p-norm search as in Li et al., BRECQ, 2021 and Wei et al., QDrop, 2022 (
    `d = R_i / levels`. All z of one length share the lattice `d Z` and differ in what they clip, so the loss is
    convex in z and bisection finds the best z exactly (Q evaluated `2 log2(levels)` times in place of `levels`);
 4. of equal losses the smallest range wins, then the smallest zero point;
-5. raw values up to `exact_limit` a row, beyond that the bin centres of the streaming histogram.
+5. for p = 2 and long rows the values are sorted once: a code then takes a run of them, and its error follows from
+   running sums of x and x^2, in float64, whatever the number of values;
+6. raw values up to `exact_limit` a row, beyond that the bin centres of the streaming histogram.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from bitwright.formats.affine import Affine, fake_quantize, scale_and_zero_point
 from bitwright.ranges.estimator import with_zero
 from bitwright.ranges.sample import Sample, update_sample
 
+#: Rows of so many values for each step of the grid are sorted.
+SORTED_FROM = 64
 _CHUNK = 1 << 20  # quantized values held at a time: 4 MB, which stays in the cache
 
 
@@ -107,9 +111,13 @@ def search_range(
             if index.numel() == 0:
                 continue
             part = None if counts is None else counts[index]
-            loss = _Loss(
-                values=values[index], counts=part, grid=grid, symmetric=symmetric, p=p, scratch=scratch, wide=wide
-            )
+            loss: _Loss | _SortedLoss
+            if p == 2 and counts is None and values.shape[1] >= SORTED_FROM * (grid.qmax - grid.qmin):
+                loss = _sorted_loss(values[index], grid, symmetric=symmetric)
+            else:
+                loss = _Loss(
+                    values=values[index], counts=part, grid=grid, symmetric=symmetric, p=p, scratch=scratch, wide=wide
+                )
             best_lo[index], best_hi[index] = search(loss, lo[index], hi[index], candidates)
     return best_lo, best_hi
 
@@ -152,10 +160,48 @@ class _Loss:
         return max(1, _CHUNK // self.values.numel())
 
 
-Search = Callable[[_Loss, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+@dataclass(frozen=True, kw_only=True)
+class _SortedLoss:
+    """The same losses for p = 2, from sorted rows and their running sums."""
+
+    values: Tensor
+    first: Tensor
+    second: Tensor
+    grid: Affine
+    symmetric: bool
+
+    def __call__(self, lo: Tensor, hi: Tensor) -> Tensor:
+        scale, zero_point = (
+            t.double()[..., None] for t in scale_and_zero_point(lo, hi, self.grid, symmetric=self.symmetric)
+        )
+        codes = torch.arange(self.grid.qmin, self.grid.qmax + 1, dtype=torch.float64, device=lo.device)
+        level = (codes - zero_point) * scale  # [c, rows, codes]
+        edges = (level[..., 1:] + level[..., :-1]) / 2
+        rows, n = self.values.shape
+        place = torch.searchsorted(self.values, edges.transpose(0, 1).reshape(rows, -1))
+        place = place.view(rows, lo.shape[0], -1).transpose(0, 1)
+        ends = torch.nn.functional.pad(torch.nn.functional.pad(place, (1, 0)), (0, 1), value=n)
+        flat = ends.transpose(0, 1).reshape(rows, -1)
+        sums = (s.gather(1, flat).view(rows, lo.shape[0], -1).transpose(0, 1) for s in (self.first, self.second))
+        first, second = (s.diff(dim=-1) for s in sums)
+        return (second - 2 * level * first + level.square() * ends.diff(dim=-1)).sum(-1)
+
+    @property
+    def at_once(self) -> int:
+        """How many ranges a row to evaluate in one call."""
+        return max(1, _CHUNK // (self.values.shape[0] * (self.grid.qmax - self.grid.qmin + 1)))
 
 
-def _search_length(loss: _Loss, lo: Tensor, hi: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+def _sorted_loss(values: Tensor, grid: Affine, *, symmetric: bool) -> _SortedLoss:
+    x = values.double().sort(1).values
+    first, second = (torch.nn.functional.pad(t.cumsum(1), (1, 0)) for t in (x, x.square()))
+    return _SortedLoss(values=x, first=first, second=second, grid=grid, symmetric=symmetric)
+
+
+Search = Callable[["_Loss | _SortedLoss", Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def _search_length(loss: _Loss | _SortedLoss, lo: Tensor, hi: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """Shrink the range towards zero; the zero end of a one-sided range stays."""
     fraction = torch.arange(1, candidates + 1, dtype=torch.float64, device=lo.device)[:, None] / candidates
     lows, highs = (lo * fraction).float(), (hi * fraction).float()
@@ -165,7 +211,9 @@ def _search_length(loss: _Loss, lo: Tensor, hi: Tensor, candidates: int) -> tupl
     return lows.gather(0, first)[0], highs.gather(0, first)[0]
 
 
-def _search_length_and_zero(loss: _Loss, lo: Tensor, hi: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+def _search_length_and_zero(
+    loss: _Loss | _SortedLoss, lo: Tensor, hi: Tensor, candidates: int
+) -> tuple[Tensor, Tensor]:
     """Every length, and for each the best zero point by bisection."""
     levels = loss.grid.qmax - loss.grid.qmin
     fraction = torch.arange(1, candidates + 1, dtype=torch.float64, device=lo.device)[:, None] / candidates

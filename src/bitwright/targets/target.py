@@ -10,6 +10,15 @@ from typing import Literal
 #: unchanged (the output shares its input's encoding), or by joining inputs that all share one encoding.
 How = Literal["kernel", "codes", "join"]
 
+#: When a region of some kind is worth its integer kernel: always; where codes feed it (all its operands are quantized
+#: anyway, so that nothing is rounded for its sake); or between integer regions (fed, and one of them reads what it
+#: gives). So the pieces of a layer norm or a softmax that is spelled out in float ops stay as exact as they were.
+When = Literal["always", "fed", "between"]
+
+#: Where quantizers stand: at every value that an integer region reads or gives, or only at what kernels read, and the
+#: runtime itself carries codes across all else.
+Quantizers = Literal["values", "inputs"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpRule:
@@ -22,12 +31,17 @@ class OpRule:
             leaving it in float.
         weight_axis: output-channel axis of the weight; None where there is no weight. For Gemm it is that of
             `transB=1`; placement turns it round for `transB=0`.
+        fuses: the runtime joins it to a weighted op whose output nothing else reads; that operand has no quantizer
+            (where quantizers stand at inputs).
+        when: always, fed or between; a region with a constant operand is worth its kernel only between.
     """
 
     kind: str
     how: How
     checks: tuple[str, ...] = ()
     weight_axis: int | None = None
+    fuses: bool = False
+    when: When = "always"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +50,48 @@ class Target:
 
     Attributes:
         name: row of `TARGETS`.
-        runtime: row of `RUNTIMES` that executes its files.
+        runtime: what executes its files: a row of `RUNTIMES`, or the name of a runtime that is none; then accuracy is
+            simulated.
         rules: what runs in integers; all else stays float.
         activation_bits: widths of activations that run at full speed (narrower codes live in uint8).
-        weight_packing: `{bits: how weights of this width are stored}`, a row of `deploy.packing.PACKINGS`.
-        bias_bits: width of the accumulator and so of the bias.
+        weight_packing: `{format: {bits: how such weights are stored}}`: rows of `FORMATS`, and one of the packings of
+            the target's form.
+        activation_formats: rows of `FORMATS` that activations can have.
+        bias_bits: width of the accumulator and so of the bias; None where biases stay float.
         saturates: made for kernels that add pairs of products in int16, and saturate there.
         source: where the facts come from.
+        form: row of `deploy.forms.FORMS`: how its files spell quantization.
+        quantizers: where they stand.
+        symmetric_activations: activations are signed integers with zero point 0; else unsigned, with any zero point.
+        arithmetic: row of `execute.kernels.ARITHMETICS`: how its integer kernels round.
+        thins_first: a 1x1 convolution with strides is written as a pool of single elements with these strides, on
+            codes, and a convolution without.
     """
 
     name: str
     runtime: str
     rules: tuple[OpRule, ...]
     activation_bits: tuple[int, ...]
-    weight_packing: Mapping[int, str]
-    bias_bits: int
+    weight_packing: Mapping[str, Mapping[int, str]]
+    bias_bits: int | None
     saturates: bool
     source: str
+    activation_formats: tuple[str, ...] = ("affine", "pow2")
+    form: str = "qdq"
+    quantizers: Quantizers = "values"
+    symmetric_activations: bool = False
+    arithmetic: str = "onnxruntime"
+    thins_first: bool = False
 
     @property
     def widest_weight(self) -> int:
         """Bits of weights where nothing else is asked for."""
-        return min(8, max(self.weight_packing))
+        return min(8, max(self.weight_packing["affine"]))
+
+    @property
+    def largest_level(self) -> int:
+        """Largest magnitude of a weight's integer: two products with 255 fit into int16 where they are added there."""
+        return 64 if self.saturates else 127
 
     def rule(self, kind: str) -> OpRule | None:
         """The rule for a kind of region, or None when it stays float."""

@@ -12,6 +12,10 @@ VERBS: dict[str, Row] = {
     "evaluate": Row("bitwright.verbs.evaluate:Evaluate", "accuracy of a file in its runtime"),
     "verify": Row("bitwright.verbs.verify:Verify", "prove that the runtime serves what is simulated, code by code"),
     "benchmark": Row("bitwright.verbs.benchmark:Benchmark", "latency of files side by side"),
+    "plan show": Row("bitwright.verbs.plan:Show", "how each region and site is quantized, as a table"),
+    "plan diff": Row("bitwright.verbs.plan:Diff", "what a plan says otherwise than another, site by site"),
+    "plan edit": Row("bitwright.verbs.plan:Edit", "a plan with other widths, as a JSON file"),
+    "methods": Row("bitwright.verbs.methods:Methods", "all that one can choose: steps, estimators, formats ..."),
     "recipes": Row("bitwright.verbs.listing:Recipes", "the recipes of quantize and their steps"),
     "targets": Row("bitwright.verbs.listing:Targets", "the targets and what they run in integers"),
 }

@@ -11,11 +11,10 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from bitwright.deploy.benchmark import Timing, benchmark
-from bitwright.deploy.runtimes import RUNTIMES
+from bitwright.deploy.benchmark import Timing, benchmark, fastest_of, installed
 from bitwright.errors import InputError
-from bitwright.lookup import lookup
 from bitwright.verbs.preparing import existing_file
+from bitwright.verbs.serving import AUTO, check_runtimes
 from bitwright.verbs.tables import columns, file_labels
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
@@ -29,7 +28,7 @@ class Benchmark:
     """
 
     models: tuple[str, ...] = argument("ONNX files; the first is what the others are compared with")
-    runtime: str = option("onnxruntime", "what runs them; several with commas between")
+    runtime: str = option("onnxruntime", "what runs them; several with commas between, auto: all that are installed")
     threads: str = option("2", "threads within an op; several with commas between, 0: one a core")
     batch: str = option("1", "images a run; several with commas between")
     rounds: int = option(10, "rounds of at least 0.1 s a file")
@@ -38,25 +37,36 @@ class Benchmark:
         """Benchmark."""
         for model in self.models:
             existing_file(model)
-        runtimes = [name.strip() for name in self.runtime.split(",")]
-        versions = {name: lookup(RUNTIMES, name, "runtime").load().version for name in runtimes}
+        runtimes = installed() if self.runtime == AUTO else [name.strip() for name in self.runtime.split(",")]
+        versions = check_runtimes(runtimes)
         if self.rounds < 1:
             raise InputError("--rounds", f"is {self.rounds}", "a whole number from 1 on")
-        each = list(product(runtimes, numbers("--threads", self.threads, 0), numbers("--batch", self.batch, 1)))
+        each = list(product(numbers("--threads", self.threads, 0), numbers("--batch", self.batch, 1)))
         rows: list[Timing] = []
         with terminal.progress("benchmark", len(each) * self.rounds) as advance:
-            for runtime, threads, batch in each:
+            for threads, batch in each:
                 rows += benchmark(
-                    self.models, runtime=runtime, threads=threads, batch=batch, rounds=self.rounds, progress=advance
+                    self.models, runtimes=runtimes, threads=threads, batch=batch, rounds=self.rounds, progress=advance
                 )
         json = {
             "rows": [asdict(row) for row in rows],
+            "fastest": _fastest(rows) if len(versions) > 1 else [],
             "rounds": self.rounds,
             "runtimes": versions,
             "machine": platform.machine(),
             "cores": os.cpu_count(),
         }
         return Outcome(json=json, text=_text(rows, json))
+
+
+def _fastest(rows: list[Timing]) -> list[dict[str, Any]]:
+    """The fastest runtime of each file, in each condition."""
+    conditions = dict.fromkeys((row.model, row.threads, row.batch) for row in rows)
+    found = {key: fastest_of([r for r in rows if (r.model, r.threads, r.batch) == key]) for key in conditions}
+    return [
+        {"model": model, "threads": threads, "batch": batch, **asdict(fast)}
+        for (model, threads, batch), fast in found.items()
+    ]
 
 
 def numbers(flag: str, text: str, least: int) -> list[int]:
@@ -92,4 +102,10 @@ def _text(rows: list[Timing], json: Mapping[str, Any]) -> RenderableType:
     table = columns(("file", *runtimes, ">threads", ">batch", ">median ms", ">p10", ">p90", ">ratio"), lines)
     ran = ", ".join(f"{name} {version}" for name, version in json["runtimes"].items())
     where = f"{ran} on {json['cores']} cores ({json['machine']}), {json['rounds']} rounds"
-    return Group(table, "", where, f"ratio: latency relative to {labels[0]}")
+    same = ", in the same runtime" if several else ""
+    fastest = [
+        f"fastest for {label}, {entry['threads'] or 'all'} threads, batch {entry['batch']}: {entry['runtime']}, "
+        f"{entry['ratio']:.2f} of the time of {entry['slowest']}"
+        for label, entry in zip(file_labels([e["model"] for e in json["fastest"]]), json["fastest"], strict=True)
+    ]
+    return Group(table, "", *fastest, where, f"ratio: latency relative to {labels[0]}{same}")

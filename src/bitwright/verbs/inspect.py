@@ -12,12 +12,14 @@ import onnx_ir as ir
 from rich.console import Group, RenderableType
 
 from bitwright.deploy.reader import is_written, read_model
+from bitwright.deploy.runtimes.versions import needs
 from bitwright.errors import InputError
 from bitwright.graph.macs import count_macs, count_parameters
 from bitwright.graph.open import open_model
 from bitwright.graph.regions import Region, find_regions
 from bitwright.pipeline import State
 from bitwright.placement.place import classify, integer_regions, place
+from bitwright.placement.transposed import transposed_as_convolutions
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Float
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
@@ -87,10 +89,12 @@ class Inspect(ShapeFlag):
             network = float_network(opened, shapes=self.shape, where=self.model)
             target = resolve_target(self.target, terminal)
             state = FoldBatchNorm()(State(model=network, reference=network))
+            state = state.but(model=transposed_as_convolutions(state.model, state.overlay, target)[0])
             plan = planned(state.model, target)
         regions = region_facts(state.model, network, target, plan)
         size = file_bytes(self.model) if self.model.endswith(".onnx") else _other_bytes(self.model, network)
         json = _json(network, regions, size, written, target)
+        json["needs"] = needs(opened, target.runtime) if written else {}
         return Outcome(json=json, text=_text(self.model, json))
 
     def _target_of(self, plan: Plan | None) -> Target:
@@ -129,9 +133,7 @@ def region_facts(model: ir.Model, network: ir.Model, target: Target, plan: Plan 
     regions = find_regions(model)
     _, refused = classify(regions, target, {})
     parameters = _parameters(network)
-    return [
-        _facts(r, integer.get(r.name), refused.get(r), plan, parameters.get(r.output.name or "", 0)) for r in regions
-    ]
+    return [_facts(r, integer.get(r.name), refused.get(r), plan, parameters.get(r.name, 0)) for r in regions]
 
 
 def _facts(
@@ -141,7 +143,9 @@ def _facts(
         spec = None if value is None or rule is None or plan is None else plan.qspec(value.name or "")
         return None if spec is None else spec.bits
 
-    activation_bits, weight_bits = bits(region.inputs[0] if region.inputs else None), bits(region.weight)
+    # One operand of an addition that is fused has no quantizer.
+    activation_bits = next((b for v in region.inputs if (b := bits(v)) is not None), None)
+    weight_bits = bits(region.weight)
     second = bits(region.inputs[-1]) if region.weight is None and region.inputs else weight_bits
     shape = region.output.shape
     return RegionFacts(
@@ -166,7 +170,7 @@ def _reason(region: Region, refused: str | None, plan: Plan | None) -> str:
 
 
 def _parameters(network: ir.Model) -> dict[str, int]:
-    """`{output of a region: elements of the weights it reads}`; the sum is `count_parameters`."""
+    """`{region: elements of the weights it reads}`; the sum is `count_parameters`."""
     counts: dict[str, int] = {}
     statistics = {v for n in network.graph if n.op_type == "BatchNormalization" for v in n.inputs[3:5]}
     seen = set(statistics)
@@ -178,7 +182,7 @@ def _parameters(network: ir.Model) -> dict[str, int]:
                 continue
             seen.add(value)
             total += constant.size
-        counts[region.output.name or ""] = total
+        counts[region.name] = total
     return counts
 
 
@@ -235,6 +239,8 @@ def _text(path: str, json: Mapping[str, Any]) -> RenderableType:
         after = f"{short(json['bops_on_target'])} as W{json['weight_bits']}A8 on the target"
         table.add_row("BOPs", f"{short(json['bops'])} in float, {after}")
     table.add_row("target", json["target"])
+    if json["needs"]:
+        table.add_row("needs", ", ".join(f"{name} {least}" for name, least in json["needs"].items()))
     table.add_row("integer MACs", percent(json["integer_mac_share"]))
     reasons = dict(Counter(r["reason"] for r in regions if not r["integer"]))
     notes = {reason: f"[{i}]" for i, reason in enumerate(reasons, start=1)}

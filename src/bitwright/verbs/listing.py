@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 
+from bitwright.deploy.forms import FORMS
+from bitwright.deploy.simulate import is_served
 from bitwright.lookup import lookup
 from bitwright.ptq import STEPS
 from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, recipe_names
@@ -96,9 +98,14 @@ def described_target(target: Target, here: str) -> dict[str, Any]:
         "auto": target.name == here,
         "runtime": target.runtime,
         "activation_bits": list(target.activation_bits),
-        "weight_bits": sorted(target.weight_packing),
-        "weight_packing": {str(bits): packing for bits, packing in target.weight_packing.items()},
+        "activation_formats": list(target.activation_formats),
+        "weight_packing": {
+            name: {str(bits): packing for bits, packing in sorted(widths.items())}
+            for name, widths in target.weight_packing.items()
+        },
         "bias_bits": target.bias_bits,
+        "form": target.form,
+        "simulated": not is_served(target),
         "saturates": target.saturates,
         "source": target.source,
         "rules": [{"kind": rule.kind, "how": rule.how, "checks": list(rule.checks)} for rule in target.rules],
@@ -110,12 +117,19 @@ def _target_text(targets: list[Target], here: str) -> RenderableType:
     told: dict[tuple[Any, ...], str] = {}
     for target in targets:
         mark = " (auto means this one here)" if target.name == here else ""
-        packing = ", ".join(f"{bits} ({name})" for bits, name in sorted(target.weight_packing.items()))
+        weights = [
+            (f"weights, {name}", ", ".join(f"{bits} bits ({packing})" for bits, packing in sorted(widths.items())))
+            for name, widths in target.weight_packing.items()
+        ]
         rows = [
-            ("runtime", target.runtime),
-            ("activations", f"{', '.join(map(str, target.activation_bits))} bits"),
-            ("weights", f"{packing} bits"),
-            ("biases", f"{target.bias_bits} bits"),
+            ("runtime", target.runtime if is_served(target) else f"{target.runtime}: not here, so simulated"),
+            (
+                f"activations, {', '.join(target.activation_formats)}",
+                f"{', '.join(map(str, target.activation_bits))} bits",
+            ),
+            *weights,
+            ("biases", "float" if target.bias_bits is None else f"{target.bias_bits} bits"),
+            ("form", f"{target.form}: {FORMS[target.form].help}"),
             ("source", target.source),
         ]
         before = told.setdefault(target.rules, target.name)

@@ -190,3 +190,24 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
 def same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     """Whether two paths name one existing file."""
     return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+
+
+def check_output(output: Path, inputs: Mapping[str, str]) -> None:
+    """Refuse to write where it cannot be, or over an input.
+
+    Args:
+        output: the file to write.
+        inputs: `{path: what it is}`; what is no existing file is left out.
+
+    Raises:
+        InputError: it is an input or a folder, or its folder is missing or not writable.
+    """
+    for path, what in inputs.items():
+        if path and os.path.isfile(path) and same_file(path, output):
+            raise InputError(str(output), f"is {what}", "another file", "choose another --output")
+    if not output.parent.is_dir():
+        raise InputError(str(output), f"folder {str(output.parent)!r} does not exist", fix="create it first")
+    if output.is_dir():
+        raise InputError(str(output), "is a folder", "a file's name")
+    if not os.access(output.parent, os.W_OK):
+        raise InputError(str(output), f"folder {str(output.parent)!r} is not writable", fix="choose another --output")

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
 from rich.console import Group, RenderableType
 
 from bitwright.data.batches import Batches
 from bitwright.data.preprocess import Preprocess
 from bitwright.deploy.evaluate import Evaluation, evaluate
+from bitwright.deploy.runtimes.versions import needs
+from bitwright.deploy.simulate import Simulation, runtime_of, subject
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
+from bitwright.ranges.audit import Audit
 from bitwright.recipes.recipe import load_recipe, parse_settings
-from bitwright.verbs.preparing import data_for, file_bytes, float_network, model_files, resolve_target, same_file
-from bitwright.verbs.quantized import model_bytes, run_recipe
+from bitwright.targets import TARGETS
+from bitwright.verbs.preparing import check_output, data_for, file_bytes, float_network, model_files
+from bitwright.verbs.quantized import are_classes, model_bytes, placing_of, run_recipe
 from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
@@ -99,7 +99,8 @@ class Quantize(ShapeFlag, DataFlags):
     recipe: str = option("int8", "a recipe's name, or a YAML file")
     target: str = option("auto", "what the file is for; auto: this machine")
     set: tuple[str, ...] = option((), "widths: 'W=4,A=8', 'layer4.*:W=8', 'head.*:float'")
-    ends: int = option(8, "bits of network input, first and last layer, logits; 0: as elsewhere")
+    ends: int | None = option(None, "bits of input, first and last layer, logits; 8 if not given, 0: as elsewhere")
+    plan: str = option("", "a plan's JSON file to follow instead of placing; --set changes its widths")
     step: tuple[str, ...] = option((), "a setting of a step: calibrate.activations=percentile")
     eval_data: str = option("", "labelled images to measure the drop on; --data if not given")
 
@@ -109,11 +110,11 @@ class Quantize(ShapeFlag, DataFlags):
         recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
         output = Path(self.output or f"{Path(self.model.replace(':', '.')).stem}.int8.onnx")
         self._check_paths(output)
-        resolve_target(self.target, Terminal())
+        placing_of(self.target, self.set, self.ends, self.plan or None, Terminal())
         network = float_network(self.model, shapes=self.shape)
         if self.model.endswith(".onnx"):
             parts = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
-            self._check_not_overwritten(output, parts)
+            check_output(output, parts)
         batches = self.data(network, self.data_path, terminal)
         measured = self.eval_data or self.data_path
         others = self.data(network, measured, terminal)
@@ -125,12 +126,19 @@ class Quantize(ShapeFlag, DataFlags):
                 f"note: the labels of {measured} are no classes of the network: its accuracy is not measured"
             )
         quantized = run_recipe(
-            network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends
-        )
+            network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends,
+            plan=self.plan or None,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
-        served = model_bytes(quantized.model())
-        found = self._evaluate(served, model_bytes(network), others, labelled, terminal)
+        written = quantized.model()
+        served = model_bytes(written)
+        runtime = runtime_of(quantized.state)
+        found = self._evaluate(
+            subject(quantized.state, served), model_bytes(network), others, labelled, runtime, terminal
+        )
         write_bytes(output, served)
+        for warning in quantized.calibration.warnings if quantized.calibration else ():
+            terminal.note(f"note: {warning}")
         if batches.skipped:
             terminal.note(f"skipped {len(batches.skipped)} unreadable images, the first is {batches.skipped[0]}")
         before = file_bytes(self.model) if self.model.endswith(".onnx") else len(model_bytes(network))
@@ -142,10 +150,13 @@ class Quantize(ShapeFlag, DataFlags):
             "float_sites": [{"site": s, "reason": r} for s, r in quantized.plan.float_sites().items()],
             "float_regions": [{"region": n, "reason": r} for n, r in quantized.plan.refused.items()],
             "images_used": quantized.images_used,
+            "calibration": audit_json(quantized.calibration),
+            "needs": needs(written, TARGETS[quantized.plan.target].load().runtime),
             "seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
             "accuracy": None if found.drop is None else {**asdict(found.drop), "data": measured},
             "agreement": found.agreement,
+            "simulated": found.simulated,
             "target": quantized.plan.target,
             "recipe": recipe.name,
         }
@@ -156,38 +167,31 @@ class Quantize(ShapeFlag, DataFlags):
             raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
         inputs = {
             self.model: "the float network itself", self.data_path: "what --data names",
-            self.eval_data: "what --eval-data names", self.recipe: "the recipe",
+            self.eval_data: "what --eval-data names", self.recipe: "the recipe", self.plan: "the plan",
         }  # fmt: skip
-        self._check_not_overwritten(output, inputs)
-        if not output.parent.is_dir():
-            raise InputError(str(output), f"folder {str(output.parent)!r} does not exist", fix="create it first")
-        if output.is_dir():
-            raise InputError(str(output), "is a folder", "a file's name")
-        if not os.access(output.parent, os.W_OK):
-            raise InputError(
-                str(output), f"folder {str(output.parent)!r} is not writable", fix="choose another --output"
-            )
-
-    def _check_not_overwritten(self, output: Path, inputs: Mapping[str, str]) -> None:
-        for path, what in inputs.items():
-            if path and os.path.isfile(path) and same_file(path, output):
-                raise InputError(str(output), f"is {what}", "another file", "choose another --output")
+        check_output(output, inputs)
 
     def _evaluate(
-        self, served: bytes, network: bytes, batches: Batches, labelled: bool, terminal: Terminal
-    ) -> Evaluation:
+        self, served: str | Path | bytes | Simulation, network: bytes, batches: Batches, labelled: bool,
+        runtime: str, terminal: Terminal,
+    ) -> Evaluation:  # fmt: skip
         with terminal.progress("evaluate what will be written", len(batches)) as advance:
-            return evaluate(served, batches, against=network, labelled=labelled, progress=advance)
+            return evaluate(served, batches, against=network, runtime=runtime, labelled=labelled, progress=advance)
 
 
-def are_classes(labels: np.ndarray | None, network: ir.Model) -> bool:
-    """Whether labels can be classes of a network's first output: one of its scores for each image."""
-    shape = network.graph.outputs[0].shape
-    if labels is None or shape is None or len(shape) != 2 or shape[0] != (network.graph.inputs[0].shape or [0])[0]:
-        return False
-    classes = shape[1]
-    fits = labels.ndim == 1 and labels.dtype.kind in "iu" and isinstance(classes, int)
-    return fits and 0 <= labels.min() and bool(labels.max() < classes)
+def audit_json(found: Audit | None) -> dict[str, Any] | None:
+    """The object that `--json` prints of a calibration; None where there was none."""
+    if found is None:
+        return None
+    stability = found.stability
+    return {
+        **asdict(found),
+        "stability": None if stability is None else {
+            **asdict(stability),
+            "worst": [{"site": site, "change": change} for site, change in stability.worst],
+        },
+        "warnings": list(found.warnings),
+    }  # fmt: skip
 
 
 def peak_memory_mb() -> float:
@@ -202,13 +206,15 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     table.add_row("file", json["output"])
     table.add_row("bytes", f"{json['bytes_before']:,} -> {json['bytes_after']:,} ({ratio:.3f}x)")
     table.add_row("target", json["target"])
+    table.add_row("needs", ", ".join(f"{name} {least}" for name, least in json["needs"].items()) or "another runtime")
     table.add_row("integer MACs", f"{100 * json['integer_mac_share']:.2f} %")
     table.add_row("images used", f"{json['images_used']:,}")
     table.add_row("time, peak memory", f"{json['seconds']:.1f} s, {json['peak_memory_mb']:,.0f} MB")
     accuracy = json["accuracy"]
     if accuracy is not None:
         table.add_row("accuracy, float", f"{100 * accuracy['reference']:.2f} % of {accuracy['images']:,} images")
-        table.add_row("accuracy, written file", f"{100 * accuracy['accuracy']:.2f} %, in its runtime")
+        how = "simulated" if json["simulated"] else "in its runtime"
+        table.add_row("accuracy, written file", f"{100 * accuracy['accuracy']:.2f} %, {how}")
         interval = f"95 % interval {100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}"
         table.add_row("drop", f"{100 * accuracy['drop']:+.2f} points, {interval}")
         if on_calibration_images:
@@ -216,9 +222,11 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     elif json["agreement"] is not None:
         table.add_row("same top-1 as float", f"{100 * json['agreement']:.2f} % (no labels, so no accuracy)")
     parts: list[RenderableType] = [table]
+    if json["simulated"]:
+        parts.append(f"simulated: no runtime here executes files for {json['target']}; the file itself was not run")
     if json["float_regions"]:
         parts.append(f"\n{len(json['float_regions'])} ops compute in float ({len(json['float_sites'])} sites):")
         parts.extend(f"  {entry['region']}: {entry['reason']}" for entry in json["float_regions"])
     else:
-        parts.append("nothing computes in float")
+        parts.append("every op reads quantized values" if json["simulated"] else "nothing computes in float")
     return Group(*parts)

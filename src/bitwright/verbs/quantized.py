@@ -9,20 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from bitwright.data.batches import Batches
 from bitwright.deploy.evaluate import Evaluation, evaluate
+from bitwright.deploy.forms import FORMS
 from bitwright.deploy.reader import read
+from bitwright.deploy.simulate import runtime_of, subject
 from bitwright.deploy.verify import Verification, verify
 from bitwright.deploy.writer import to_onnx, write
-from bitwright.errors import InputError
+from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
 from bitwright.pipeline import State, run_chain
 from bitwright.placement.place import integer_regions
-from bitwright.plan.plan import Plan
+from bitwright.plan.plan import Plan, read_plan
+from bitwright.ranges.audit import Audit, audit
 from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
@@ -36,10 +40,12 @@ class Quantized:
     Attributes:
         state: graph, plan, encodings and log.
         images_used: images that set its ranges.
+        calibration: what these images are worth; None where they are not known, as of a file that was loaded.
     """
 
     state: State
     images_used: int = 0
+    calibration: Audit | None = None
 
     @property
     def plan(self) -> Plan:
@@ -62,9 +68,10 @@ class Quantized:
         return sum(r.macs for r in regions) / total if total else 0.0
 
     def evaluate(self, data: Any, *, batch: int = 32, limit: int = 0) -> Evaluation:
-        """Accuracy in the runtime, beside the float network that it was made from."""
+        """Accuracy in the runtime, or simulated where none executes the file, beside the float network's."""
         reference = model_bytes(self.state.reference)
-        return evaluate(model_bytes(self.model()), self._batches(data, batch, limit), against=reference)
+        served = subject(self.state, model_bytes(self.model()))
+        return evaluate(served, self._batches(data, batch, limit), against=reference, runtime=runtime_of(self.state))
 
     def verify(
         self, data: Any, *, batch: int = 32, limit: int = 0, threads: int = 0, precise: bool = False
@@ -78,6 +85,10 @@ class Quantized:
     def torch(self, mode: Mode = "simulated") -> torch.fx.GraphModule:
         """The network as an `nn.Module`: `simulated` (differentiable), `integer` (bit-exact) or `float`."""
         target = TARGETS[self.plan.target].load()
+        if mode == "integer" and not FORMS[target.form].load().has_codes:
+            raise UnsupportedError(
+                "mode 'integer'", f"the arithmetic of {target.name} is not known", "simulated or float"
+            )
         program = build(
             self.state.model, self.state.overlay, mode=mode, plan=self.plan, encodings=self.state.encodings,
             integer=list(integer_regions(self.state.model, self.plan, target)),
@@ -101,7 +112,8 @@ def quantize(
     recipe: str = "int8",
     target: str = "auto",
     set: Sequence[str] = (),
-    ends: int = 8,
+    ends: int | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
     example: Any = None,
     shapes: Sequence[str] = (),
@@ -118,7 +130,8 @@ def quantize(
         recipe: name of a recipe or path of a YAML file.
         target: row of `TARGETS`; `auto` for this machine.
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
-        ends: bits of the network's ends; 0 for the same as elsewhere.
+        ends: bits of the network's ends, 8 if None; 0 for the same as elsewhere.
+        plan: a plan or the path of its JSON file, taken instead of placing; `set` changes its widths.
         steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`.
         example: one batch, for an `nn.Module`.
         shapes: sizes that the file leaves open, `["image=Nx3x224x224"]`.
@@ -143,22 +156,67 @@ def quantize(
     batches = data_for(network, data, terminal, batch=batch, limit=limit)
     chosen = load_recipe(recipe)
     settings = steps if isinstance(steps, Mapping) else parse_settings(steps)
-    return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends)
+    return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends, plan=plan)
 
 
 def run_recipe(
     network: ir.Model, batches: Batches, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], terminal: Terminal,
-    *, target: str, set: Sequence[str], ends: int,
+    *, target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None = None,
 ) -> Quantized:  # fmt: skip
     """Run a recipe on an opened network."""
-    if not 0 <= ends <= 16:
-        raise InputError("--ends", f"is {ends}", "1 to 16 bits, or 0 for the same width as elsewhere")
-    resolved = resolve_target(target, terminal)
-    placing = {"target": resolved.name, "set": tuple(set), "ends": ends}
+    placing = placing_of(target, set, ends, plan, terminal)
     steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
     with terminal.progress("calibrate", len(batches)) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
-    return Quantized(state=state, images_used=len(batches))
+    return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
+
+
+def calibration_audit(state: State, batches: Batches) -> Audit:
+    """What the images that set a state's ranges are worth, by the extremes that calibration saw."""
+    extremes: Mapping[str, torch.Tensor] = next(
+        (event.facts["extremes"] for event in reversed(state.log) if "extremes" in event.facts), {}
+    )
+    shape = state.model.graph.outputs[0].shape
+    labelled = are_classes(batches.labels, state.model)
+    classes = shape[1] if labelled and shape is not None and isinstance(shape[1], int) else None
+    return audit(extremes, len(batches), labels=batches.labels if labelled else None, classes=classes)
+
+
+def are_classes(labels: np.ndarray | None, network: ir.Model) -> bool:
+    """Whether labels can be classes of a network's first output: one of its scores for each image."""
+    shape = network.graph.outputs[0].shape
+    if labels is None or shape is None or len(shape) != 2:
+        return False
+    batch, classes = (network.graph.inputs[0].shape or [0])[0], shape[1]
+    # A batch of any size has a name in both, or none in one of them.
+    named = [d.value for d in (shape[0], batch) if isinstance(d, ir.SymbolicDim)]
+    if shape[0] != batch and not (len(named) == 2 and None in named):
+        return False
+    fits = labels.ndim == 1 and labels.dtype.kind in "iu" and isinstance(classes, int)
+    return fits and 0 <= labels.min() and bool(labels.max() < classes)
+
+
+def placing_of(
+    target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None, terminal: Terminal
+) -> dict[str, Any]:
+    """Settings of the step `place` that say this.
+
+    Raises:
+        InputError: ends that are no width, a plan that cannot be read, or one beside ends or another target.
+    """
+    if ends is not None and not 0 <= ends <= 16:
+        raise InputError("--ends", f"is {ends}", "1 to 16 bits, or 0 for the same width as elsewhere")
+    if plan is None:
+        resolved = resolve_target(target, terminal)
+        return {"target": resolved.name, "set": tuple(set), **({} if ends is None else {"ends": ends})}
+    if ends is not None:
+        raise InputError("--ends", f"is {ends}, but --plan says every width", "one of them", "name sites with --set")
+    where = "plan" if isinstance(plan, Plan) else os.fspath(plan)
+    given = plan if isinstance(plan, Plan) else read_plan(where)
+    if target not in ("auto", given.target):
+        raise InputError("--target", f"is {target!r}", f"{given.target!r}, which {where} was made for")
+    return {"target": resolve_target(given.target, terminal).name, "set": tuple(set),
+            "plan": plan if isinstance(plan, Plan) else where}  # fmt: skip
 
 
 def load(path: str | os.PathLike[str]) -> Quantized:

@@ -12,10 +12,14 @@ import onnx_ir as ir
 from rich.console import Group, RenderableType
 
 from bitwright.data.images import SUFFIXES
-from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime
+from bitwright.deploy.reader import is_written, read_model
+from bitwright.deploy.runtimes import RUNTIMES
+from bitwright.deploy.runtimes.runtime import Runtime
+from bitwright.deploy.simulate import Simulation, subject
 from bitwright.errors import InputError
 from bitwright.verbs.preparing import check_same_inputs, data_for, served_network
 from bitwright.verbs.quantize import ImageFlags, ShapeFlag, preprocess_flags
+from bitwright.verbs.serving import HELP, resolve_runtime
 from bitwright.verbs.tables import columns, file_labels, percent
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
@@ -37,6 +41,7 @@ class Run(ShapeFlag, ImageFlags):
     images: tuple[str, ...] = argument("image files")
     labels: str = option("", "a text file with the names of the classes, one a line")
     against: str = option("", "a file to show beside it, usually the float network")
+    runtime: str = option("", HELP)
     threads: int = option(0, "threads within an op; 0: one a core")
 
     def run(self, terminal: Terminal) -> Outcome:
@@ -47,7 +52,14 @@ class Run(ShapeFlag, ImageFlags):
             check_same_inputs(networks[0], networks[1], self.against)
         for image in self.images:
             _check_image(image)
-        runtimes = [OnnxRuntime(path, self.threads) for path in paths]
+        names_of = [
+            resolve_runtime(self.runtime, network, path, terminal, threads=self.threads)
+            for network, path in zip(networks, paths, strict=True)
+        ]
+        runtimes = [_runner(*args, self.threads) for args in zip(networks, paths, names_of, strict=True)]
+        simulated = [path for path, r in zip(paths, runtimes, strict=True) if isinstance(r, Simulation)]
+        for path in simulated:
+            terminal.note(f"note: {path} is simulated: no runtime here executes it")
         means = [OWN if gives_probabilities(network) else SOFTMAX for network in networks]
         names: list[str] | None = None
         found, sources = [], {}
@@ -65,6 +77,8 @@ class Run(ShapeFlag, ImageFlags):
         json = {
             "model": self.model,
             "against": self.against or None,
+            "simulated": simulated,
+            "runtimes": dict(zip(paths, names_of, strict=True)),
             "probabilities": dict(zip(paths, means, strict=True)),
             "images": [
                 {
@@ -84,6 +98,15 @@ class Run(ShapeFlag, ImageFlags):
         return next(iter(batches)).inputs, batches.preprocess_source
 
 
+def _runner(network: ir.Model, path: str, runtime: str, threads: int) -> Runtime | Simulation:
+    """The file in a runtime, or its simulation where none here executes it."""
+    served = subject(read_model(network, path), path) if is_written(network) else path
+    if isinstance(served, Simulation):
+        return served
+    loaded: Runtime = RUNTIMES[runtime].load()(served, threads)
+    return loaded
+
+
 def _check_image(image: str) -> None:
     path = Path(image)
     if not path.is_file():
@@ -99,7 +122,7 @@ def gives_probabilities(network: ir.Model) -> bool:
     return node is not None and node.op_type == "Softmax"
 
 
-def _scores(runtime: OnnxRuntime, feeds: Mapping[str, np.ndarray], where: str) -> np.ndarray:
+def _scores(runtime: Runtime | Simulation, feeds: Mapping[str, np.ndarray], where: str) -> np.ndarray:
     """Scores of the first image, `[classes]`; a network with a fixed batch has the same image in all of it."""
     scores = runtime.run(feeds)[runtime.outputs[0]]
     if scores.ndim != 2:

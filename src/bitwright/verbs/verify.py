@@ -7,13 +7,18 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from bitwright.deploy.reader import read
+from bitwright.deploy.reader import read_model
 from bitwright.deploy.verify import Verification, verify
 from bitwright.errors import InputError
+from bitwright.graph.open import open_model
 from bitwright.verbs.quantize import DataFlags
+from bitwright.verbs.serving import HELP, resolve_runtime
 from bitwright.verbs.tables import counted, facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
+
+#: For each runtime, the target whose files allow for products that saturate.
+MADE_FOR_SATURATION = {"onnxruntime": "onnxruntime-x64-avx2", "openvino": "openvino-cpu-avx2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,7 @@ class Verify(DataFlags):
 
     model: str = argument("a file written by quantize; plan and encodings are in it")
     data_path: str = option("", "images: a folder, .npz, .zip or module:callable", "--data", "-d")
+    runtime: str = option("", HELP)
     threads: int = option(0, "threads within an op; 0: one a core")
     precise: bool = option(False, "without VNNI: use the runtime's slower kernels, whose products do not saturate")
 
@@ -29,9 +35,13 @@ class Verify(DataFlags):
         """Verify."""
         if not self.data_path:
             raise InputError("--data", "is missing", "images: a folder, .npz, .zip")
-        batches = self.data(read(self.model).model, self.data_path, terminal)
+        served = open_model(self.model)
+        batches = self.data(read_model(served, self.model).model, self.data_path, terminal)
+        runtime = resolve_runtime(self.runtime, served, self.model, terminal, threads=self.threads)
         with terminal.progress("verify", len(batches)) as advance:
-            found = verify(self.model, batches, threads=self.threads, precise=self.precise, progress=advance)
+            found = verify(
+                self.model, batches, runtime=runtime, threads=self.threads, precise=self.precise, progress=advance
+            )
         return Outcome(json=verification_json(found), text=_text(found), exit_code=0 if found.proven else 1)
 
 
@@ -54,6 +64,7 @@ def _text(found: Verification) -> RenderableType:
     table.add_row("float simulation would miss", f"{found.fake_quant_mismatches:,} codes")
     table.add_row("kernels", counted(found.kernels))
     table.add_row("runtime", found.runtime)
+    table.add_row("processor", found.processor)
     parts: list[RenderableType] = [table]
     if found.float_kernels:
         parts.append("not in integers, although planned: " + counted(found.float_kernels))
@@ -62,7 +73,8 @@ def _text(found: Verification) -> RenderableType:
     if found.mismatches and found.saturates and not found.made_for_saturation:
         parts.append(
             "this processor has no VNNI: products of uint8 and 8-bit weights saturate in pairs; quantize with "
-            "--target onnxruntime-x64-avx2 (7-bit weights) for it, or verify with --precise for one that has VNNI"
+            f"--target {MADE_FOR_SATURATION[found.runtime.split()[0]]} (7-bit weights) for it"
+            + (", or verify with --precise for one that has VNNI" if found.runtime.startswith("onnxruntime") else "")
         )
     parts.append("proven: what is simulated is what is served" if found.proven else "NOT proven")
     return Group(*parts)

@@ -38,12 +38,21 @@ class OnnxRuntime:
         self.session = session_of(model if isinstance(model, bytes) else str(model), threads, precise=precise)
         self.inputs = tuple(i.name for i in self.session.get_inputs())
         self.outputs = tuple(outputs) or tuple(o.name for o in self.session.get_outputs())
+        self.shapes = {
+            i.name: tuple(d if isinstance(d, int) else None for d in i.shape) for i in self.session.get_inputs()
+        }
+        self.types = {i.name: str(i.type) for i in self.session.get_inputs()}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Named inputs to named outputs."""
         feeds = {name: inputs[name] for name in self.inputs}
         found = run_session(self.session, self.outputs, feeds, self.where)
         return dict(zip(self.outputs, found, strict=True))
+
+    @staticmethod
+    def saturates() -> bool:
+        """Whether products saturate in pairs here."""
+        return products_saturate()
 
 
 def kernels(model: str | Path | bytes, *, precise: bool = False, without: Sequence[str] = ()) -> dict[str, int]:
