@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def sum_name(site: str) -> str:
+    """What the op of a kernel gives, before it is quantized."""
+    return f"{site}/sum"
+
+
 def codes_name(site: str) -> str:
     """Integer codes of an activation."""
     return f"{site}/codes"

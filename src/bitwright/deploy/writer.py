@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bitwright.deploy.forms import FORMS, Form
 from bitwright.deploy.graph_writer import GraphWriter
-from bitwright.deploy.names import codes_name, real_name, scale_name, unbounded_name, zero_point_name
+from bitwright.deploy.names import codes_name, real_name, scale_name, sum_name, unbounded_name, zero_point_name
 from bitwright.deploy.packing import PACKINGS
 from bitwright.errors import InputError
 from bitwright.execute.integer import BOUNDING_OPS, bias_scale, code_bounds, constant_operands, quantized_bias
@@ -239,7 +239,7 @@ class _Writer:
         elif rule.how == "kernel":
             first, attributes = self._entrance(region)
             inputs = [first, *(self._inside(region, v) for v in region.op.inputs[1:])]
-            real = self.out.node(region.op.op_type, inputs, attributes, f"{site}/sum")
+            real = self.out.node(region.op.op_type, inputs, attributes, sum_name(site))
             self.codes[site] = self._quantize(site, real, bounds)
         elif region.op.op_type in BOUNDING_OPS:
             codes = self._codes_of(region.inputs[0])

@@ -6,8 +6,9 @@ a sum reads is not read out where the sum reads it. Where a convolution computes
 other operand: all that reads it gets it from an input of its own, as it was simulated, through the same
 QuantizeLinear; and the codes that the runtime computes for it are an output that nothing else reads. Every kernel is
 then the one of the whole file, on codes that are known, and an error does not travel. That the layers are those of
-the whole file is checked. Where they are not (a cut can part what must come before a sum from the sum), nothing is cut
-and what sums read is not read out at all.
+the whole file is checked. Where they are not (a cut can part what must come before a sum from the sum), sums are left
+alone and what they read is not read out at all. What comes out of a layer that the runtime compiles from many float
+ops is cut in the same way.
 
 Values that are not read out, or that only live inside a layer, are carried by the formulas. Where the last of them
 becomes an output of the network, its codes are those of the output.
@@ -24,7 +25,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from bitwright.deploy.names import codes_name, unbounded_name
+from bitwright.deploy.names import codes_name, sum_name, unbounded_name
 from bitwright.deploy.probes.probe import (
     Observed,
     Subject,
@@ -61,7 +62,7 @@ class OpenVinoProbe:
         self.state = subject.state
         self.plain = OpenVino(subject.path, subject.threads)
         layers = self.plain.layers()
-        for doors, untouched in _doors(subject):
+        for doors, untouched in _doors(subject, _from_subgraphs(subject, layers)):
             proto = onnx.load(str(subject.path))
             made = made_by(proto)
             self.given = [site for site in doors if site not in self.plain.inputs]
@@ -70,7 +71,7 @@ class OpenVinoProbe:
             for site in self.given:
                 _cut(proto, site, shapes[site])
             self.served = OpenVino(with_outputs(proto, self.read), subject.threads)
-            usual, seen = (_signature(found, made) for found in (layers, self.served.layers()))
+            usual, seen = (_signature(subject, found) for found in (layers, self.served.layers()))
             if usual == seen:
                 break
         else:
@@ -82,7 +83,6 @@ class OpenVinoProbe:
             name for name in self.plain.outputs
             if name not in self.read and codes_name(name) in made and name not in unwritten_sites(subject, made)
         ]  # fmt: skip
-        self.outputs = tuple(self.plain.outputs)
         self.read = [*self.read, *self.ends]
         self.kernels = counted(layers)
         self.float_kernels, self.unplanned_kernels = _against_plan(subject, layers)
@@ -104,7 +104,7 @@ class OpenVinoProbe:
 
 def _leaving(subject: Subject, layers: Sequence[Layer], made: set[str], untouched: set[str]) -> list[str]:
     """Sites whose codes leave a layer of the file as it is, or enter the network; without those to leave alone."""
-    last = {layer.names[-1] for layer in layers}
+    last = {layer.names[-1] for layer in layers if layer.names}
     entering = {v.name or "" for v in subject.state.model.graph.inputs}
     return [
         site for site in written_sites(subject, made)
@@ -112,15 +112,30 @@ def _leaving(subject: Subject, layers: Sequence[Layer], made: set[str], untouche
     ]  # fmt: skip
 
 
-def _doors(subject: Subject) -> Iterator[tuple[list[str], list[str]]]:
-    """Where to cut, and what not to read out: first with cuts, if there are any to make, then without."""
+def _from_subgraphs(subject: Subject, layers: Sequence[Layer]) -> list[str]:
+    """Sites that are quantized at the end of a layer that the runtime compiles from many float ops.
+
+    Which ops it takes into such a layer depends on what else reads what the last of them gives.
+    """
+    ends = {layer.names[-1] for layer in layers if layer.type == "Subgraph" and layer.names}
+    given = {r.output.name for r in subject.regions}
+    every = dict.fromkeys(v.name or "" for r in subject.regions for v in r.inputs)
+    return [site for site in every if site not in given and ends & {codes_name(site), unbounded_name(site)}]
+
+
+def _doors(subject: Subject, islands: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """Where to cut, and what not to read out: first with all cuts, then without those at sums."""
     made = {r.output: r for r in subject.regions}
+    entering = {v.name or "" for v in subject.state.model.graph.inputs}
     doors: dict[str, None] = {}
     others: dict[str, None] = {}
+    always = dict.fromkeys(islands)
 
     def visit(value: ir.Value, found: dict[str, None]) -> None:
         region = made.get(value)
-        if region is not None and region.kind in MOVING_OPS:  # what was moved comes from codes further up
+        if region is None and value.name not in entering:  # no formula gives what comes from float ops
+            always[value.name or ""] = None
+        elif region is not None and region.kind in MOVING_OPS:  # what was moved comes from codes further up
             others[value.name or ""] = None
             for source in region.inputs:
                 visit(source, found)
@@ -131,11 +146,10 @@ def _doors(subject: Subject) -> Iterator[tuple[list[str], list[str]]]:
         for i, value in enumerate(_operands(sum_.region)):
             if i != sum_.absorbing:
                 visit(value, others if sum_.absorbing is None else doors)
-    entering = {v.name or "" for v in subject.state.model.graph.inputs}
     alone = [site for site in others if site not in doors]
     if any(site not in entering for site in doors):
-        yield list(doors), [*alone, *(site for site in doors if site in entering)]
-    yield [], [*alone, *doors]
+        yield [*doors, *always], [*alone, *(site for site in doors if site in entering)]
+    yield list(always), [*alone, *doors]
 
 
 def _operands(region: Region) -> Iterator[ir.Value]:
@@ -176,14 +190,24 @@ def _cut(proto: onnx.ModelProto, site: str, shape: Sequence[int | str]) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info(given_name(site), onnx.TensorProto.FLOAT, shape))
 
 
-def _signature(layers: Sequence[Layer], made: set[str]) -> Counter[tuple[str, str, tuple[str, ...]]]:
-    """Kind, precision and nodes of every layer; names that are the runtime's own are left out, and so are quantizers
-    that stand alone and what stands at a door.
+def _signature(subject: Subject, layers: Sequence[Layer]) -> Counter[tuple[str, str, tuple[str, ...]]]:
+    """Kind, precision and nodes of every layer that computes an integer region.
+
+    Of the nodes, those of regions; what the runtime makes of float ops, and of copies, is its own matter.
     """
+    sites = [r.output.name or "" for r in subject.regions]
+    known = {name for site in sites for name in (sum_name(site), unbounded_name(site), codes_name(site))}
+    sums = {sum_name(site) for site in sites}
     return Counter(
-        (layer.type, layer.precision, tuple(name for name in layer.names if name in made))
-        for layer in layers if layer.type != "FakeQuantize" and not any(n.endswith(GIVEN) for n in layer.names)
+        (layer.type, layer.precision, tuple(name for name in layer.names if name in known))
+        for layer in layers if any(_is_part(name, sums) for name in layer.names)
     )  # fmt: skip
+
+
+def _is_part(name: str, sums: set[str]) -> bool:
+    """Whether a node is one of `sums`, or what the runtime made of one (`site/sum/WithoutBiases`)."""
+    before, mark, _ = name.rpartition("/sum")
+    return bool(mark) and sum_name(before) in sums
 
 
 def _text(found: Counter[tuple[str, str, tuple[str, ...]]]) -> str:
@@ -194,9 +218,9 @@ def _text(found: Counter[tuple[str, str, tuple[str, ...]]]) -> str:
 def _against_plan(subject: Subject, layers: Sequence[Layer]) -> tuple[dict[str, int], dict[str, int]]:
     """Kernels in float that the plan has in integers, by op; kernels in integers that it has in float, by layer."""
     weighty = [r for r in subject.regions if r.kind not in (*MOVING_OPS, "Table", "Add")]
-    planned = [f"{r.output.name}/sum" for r in subject.regions if r.kind not in MOVING_OPS]
+    planned = [sum_name(r.output.name or "") for r in subject.regions if r.kind not in MOVING_OPS]
     integer = {name for layer in layers if layer.precision in INTEGERS for name in layer.names}
-    in_float = Counter(r.op.op_type for r in weighty if not _is_in(f"{r.output.name}/sum", integer))
+    in_float = Counter(r.op.op_type for r in weighty if not _is_in(sum_name(r.output.name or ""), integer))
     computing = [layer for layer in layers if layer.precision in INTEGERS and layer.type in COMPUTING]
     extra = Counter(layer.type for layer in computing if not any(_is_in(p, set(layer.names)) for p in planned))
     return dict(in_float), dict(extra)

@@ -115,7 +115,7 @@ class OpenVino:
             facts = {key: str(value.astype(str)) for key, value in op.get_rt_info().items()}
             layer = Layer(
                 type=facts.get("layerType", ""), precision=facts.get("runtimePrecision", ""),
-                names=tuple(facts.get("originalLayersNames", "").split(",")),
+                names=tuple(filter(None, facts.get("originalLayersNames", "").split(","))),
             )  # fmt: skip
             if layer.type not in LAYOUT_LAYERS:
                 found.append(layer)

@@ -29,6 +29,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bitwright.errors import UnsupportedError
 from bitwright.execute.attributes import ints
 from bitwright.execute.kernels.parts import Parts, exact_carrier, furthest
 from bitwright.execute.kernels.sums import FREE, Sum
@@ -320,7 +321,15 @@ def weighted(parts: Parts) -> Weighted:
 
 
 def add(parts: Parts) -> Add:
-    """The kernel of a sum."""
+    """The kernel of a sum.
+
+    Raises:
+        UnsupportedError: an operand is a constant.
+    """
+    if parts.region not in parts.sums:
+        raise UnsupportedError(
+            f"region {parts.region.name!r}", "adds a constant", "two activations", "quantize for an openvino target"
+        )
     return Add(parts)
 
 
@@ -330,5 +339,14 @@ def global_average_pool(parts: Parts) -> GlobalAveragePool:
 
 
 def average_pool(parts: Parts) -> AveragePool:
-    """The kernel of a mean over a sliding window."""
+    """The kernel of a mean over a sliding window.
+
+    Raises:
+        UnsupportedError: it counts padding, for which OpenVINO takes code 0, whatever the zero point.
+    """
+    attributes = parts.region.op.attributes
+    if attributes.get_int("count_include_pad", 0) and any(attributes.get_ints("pads", ())):
+        raise UnsupportedError(
+            f"region {parts.region.name!r}", "counts padding", "count_include_pad=0", "quantize for an openvino target"
+        )
     return AveragePool(parts)
