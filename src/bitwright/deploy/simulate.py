@@ -13,9 +13,8 @@ import torch
 
 from bitwright.deploy.runtimes import RUNTIMES
 from bitwright.errors import UnsupportedError
-from bitwright.execute.program import build
 from bitwright.pipeline import State
-from bitwright.placement.place import integer_regions
+from bitwright.ptq.programs import simulated_program
 from bitwright.targets import TARGETS
 from bitwright.targets.target import Target
 
@@ -24,12 +23,7 @@ class Simulation:
     """A quantized state in simulation (`Program`, mode simulated), with the interface of a runtime."""
 
     def __init__(self, state: State) -> None:
-        assert state.plan is not None
-        regions = integer_regions(state.model, state.plan, TARGETS[state.plan.target].load())
-        self.program = build(
-            state.model, state.overlay, mode="simulated", plan=state.plan, encodings=state.encodings,
-            integer=list(regions),
-        )  # fmt: skip
+        self.program = simulated_program(state)
         self.inputs, self.outputs = self.program.inputs, self.program.outputs
 
     @torch.no_grad()

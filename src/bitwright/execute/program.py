@@ -30,7 +30,9 @@ from bitwright.execute.integer import (
 )
 from bitwright.execute.kernels.dynamic import DynamicGemm
 from bitwright.execute.nodes import attributes_of, function_of, has_row
+from bitwright.execute.observe import find_value
 from bitwright.execute.served import Served
+from bitwright.graph.alone import reads
 from bitwright.graph.overlay import initializer
 from bitwright.graph.regions import Region, find_regions
 from bitwright.plan.encoding import Encoding
@@ -144,8 +146,10 @@ def build(
     outputs: Sequence[str] = (),
     codes: bool = False,
     arithmetic: Arithmetic | None = None,
+    inputs: Sequence[str] = (),
+    quantizers: Mapping[str, nn.Module] | None = None,
 ) -> Program:
-    """Build the program of a model.
+    """Build the program of a model, or of the part between `inputs` and `outputs`.
 
     Args:
         model: normalised model.
@@ -157,26 +161,55 @@ def build(
         outputs: sites to return; the graph's outputs if empty.
         codes: return the codes of quantized sites instead of their real values (not in float mode).
         arithmetic: how the integer regions round; None for the runtime of the plan's target.
+        inputs: values that the part starts from, taken as they come (a simulation does not quantize them once more);
+            the graph's inputs if empty.
+        quantizers: `{site: module}` in place of a simulation's own quantizer of a site, its own or the one that it
+            shares; `nn.Identity()` leaves the site in float. A weight's module is given the float weight.
 
     Raises:
+        InputError: an output that depends on a graph input that is none of `inputs`.
         UnsupportedError: an op or attribute that cannot be executed, or codes in mode integer that are not uint8.
     """
     if mode == "integer" and plan is not None:
         _check_codes(plan, integer)
-    builder = _Builder(model, overlay, mode, plan, dict(encodings or {}), integer)
+    builder = _Builder(model, overlay, mode, plan, dict(encodings or {}), integer, quantizers or {})
     if arithmetic is not None:
         builder.arithmetic = arithmetic
-    for value in model.graph.inputs:
+    nodes = _between(model, inputs, outputs) if inputs else set(model.graph)
+    for value in [find_value(model, name) for name in inputs] or model.graph.inputs:
         builder.enter(value)
     by_first = {region.op: region for region in integer} if mode == "integer" else {}
     inside = {node for region in by_first.values() for node in region.nodes}
     for node in model.graph:
+        if node not in nodes:
+            continue
         if node in by_first:
             builder.kernel(by_first[node])
         elif node not in inside:
             builder.call(node)
     names = tuple(outputs) or tuple(v.name or "" for v in model.graph.outputs)
     return Program(module=builder.finish(names, codes), inputs=builder.inputs, outputs=names)
+
+
+def _between(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> set[ir.Node]:
+    """The nodes that the outputs are computed by, from the inputs on."""
+    waiting = [find_value(model, name) for name in outputs] or list(model.graph.outputs)
+    found: set[ir.Node] = set()
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if value.name in inputs or node in found:
+            continue
+        if node is None:
+            if not value.is_initializer():
+                raise InputError(
+                    f"part from {', '.join(inputs)}", f"reads {value.name!r}, which is computed from none of them",
+                    "all values that the part reads",
+                )  # fmt: skip
+            continue
+        found.add(node)
+        waiting.extend(v for v in reads(node) if v is not None)
+    return found
 
 
 def stored_weights(model: ir.Model, plan: Plan) -> set[str]:
@@ -209,9 +242,10 @@ class _Builder:
 
     def __init__(
         self, model: ir.Model, overlay: Mapping[str, Tensor], mode: Mode, plan: Plan | None,
-        encodings: dict[str, Encoding], integer: Sequence[Region],
+        encodings: dict[str, Encoding], integer: Sequence[Region], quantizers: Mapping[str, nn.Module],
     ) -> None:  # fmt: skip
         self.model, self.overlay, self.mode, self.plan, self.encodings = model, overlay, mode, plan, encodings
+        self.quantizers = quantizers
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.real: dict[str, fx.Node] = {}
@@ -253,13 +287,21 @@ class _Builder:
         return name
 
     def enter(self, value: ir.Value) -> None:
-        """A graph input."""
-        self.inputs = (*self.inputs, value.name or "")
-        self.real[value.name or ""] = self.graph.placeholder(f"input_{len(self.inputs)}")
+        """A graph input, or a value that a part starts from, which comes quantized where it is to be."""
+        name = value.name or ""
+        self.inputs = (*self.inputs, name)
+        self.real[name] = self.graph.placeholder(f"input_{len(self.inputs)}")
+        if value.producer() is not None:
+            self.snapped[name] = self.real[name]
+
+    def _quantizer(self, value: ir.Value) -> nn.Module:
+        assert self.plan is not None
+        own = self.quantizers.get(self.plan.resolve(value.name or "")[0])
+        return FakeQuantize(self.encoding(value)) if own is None else own
 
     def _simulated(self, value: ir.Value, node: fx.Node) -> fx.Node:
         if self.mode == "simulated" and self._quantized(value) and value.name not in self.on_grid:
-            return self.graph.call_module(self._module("fake_quantize", FakeQuantize(self.encoding(value))), (node,))
+            return self.graph.call_module(self._module("fake_quantize", self._quantizer(value)), (node,))
         return node
 
     def constant(self, value: ir.Value) -> fx.Node:
@@ -269,7 +311,8 @@ class _Builder:
             tensor = self.tensor(value)
             known = None if self.mode == "float" else self.encodings.get(name)
             # A rounding that was chosen gives these values; a float op that reads stored bits gets what they mean.
-            if known is not None and (name in self.stored or (self.mode == "simulated" and known.codes is not None)):
+            chosen = self.mode == "simulated" and known is not None and known.codes is not None
+            if known is not None and (name in self.stored or (chosen and name not in self.quantizers)):
                 tensor = known.dequantize(known.codes_of(tensor))
             key = f"constant_{len(self.constants)}"
             if tensor.is_floating_point():
@@ -281,7 +324,8 @@ class _Builder:
             if isinstance(spec, Derived):
                 assert self.plan is not None
                 pair = self.encodings[self.plan.resolve(spec.input)[0]], self.encodings[spec.weight]
-                node = self.graph.call_module(self._module("fake_quantize", FakeQuantizeBias(*pair)), (node,))
+                own = self.quantizers.get(name, FakeQuantizeBias(*pair))
+                node = self.graph.call_module(self._module("fake_quantize", own), (node,))
             else:
                 node = self._simulated(value, node)
             self.constants[name] = node
@@ -351,12 +395,9 @@ class _Builder:
 
     def finish(self, outputs: Sequence[str], codes: bool) -> fx.GraphModule:
         """The module that returns `outputs`."""
-        values = {v.name: v for n in self.model.graph for v in n.outputs} | {
-            v.name: v for v in self.model.graph.inputs
-        }
         results = []
         for name in outputs:
-            value = values[name]
+            value = find_value(self.model, name)
             as_codes = codes and self._quantized(value)
             results.append(self.codes_of(value) if as_codes else self.real_of(value))
         self.graph.output(tuple(results))

@@ -1,0 +1,54 @@
+"""Parts of a program: from values within the graph, with other quantizers than the plan's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitwright as bw
+from bitwright.errors import InputError
+from bitwright.graph.blocks import find_blocks
+from bitwright.models import build, example
+from bitwright.pipeline import State
+from bitwright.ptq.programs import float_program, simulated_program
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    x = np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32)
+    name = "small_residual"
+    return bw.quantize(build(name), {"x": x}, example=example(name), set=["W=4,A=4"]).state
+
+
+def test_parts_in_turn_give_what_the_whole_gives(state: State) -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    blocks = find_blocks(state.model)
+    for program in (float_program, simulated_program):
+        whole = program(state).module(x)[0]
+        values = {state.model.graph.inputs[0].name: x}
+        if program is simulated_program:  # a part takes its inputs as they come
+            site = next(iter(values))
+            values[site] = state.encoding(site or "").fake_quantize(x)
+        for block in blocks:
+            inputs = [v.name or "" for v in block.inputs]
+            part = program(state, inputs=inputs, outputs=[block.output.name or ""])
+            values |= part.run({name: values[name] for name in inputs})
+        assert torch.equal(values[state.model.graph.outputs[0].name], whole)
+
+
+def test_without_quantizers_a_simulation_is_the_float_network(state: State) -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert state.plan is not None
+    off = {site: nn.Identity() for site in state.plan.sites}
+    quiet = simulated_program(state, quantizers=off).module(x)[0]
+    assert torch.equal(quiet, float_program(state).module(x)[0])
+    assert not torch.equal(quiet, simulated_program(state).module(x)[0])
+
+
+def test_a_part_names_what_it_lacks(state: State) -> None:
+    block = next(b for b in find_blocks(state.model) if len(b.regions) > 2)
+    inside = block.regions[0].output.name or ""
+    with pytest.raises(InputError, match=r"computed from none of them.*all values that the part reads"):
+        float_program(state, inputs=[inside], outputs=[block.output.name or ""])
