@@ -11,4 +11,5 @@ STEPS: dict[str, Row] = {
     ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),
+    "gptq": Row("bitwright.ptq.gptq:Gptq", "round weights of few bits in closed form, each layer's error made up for"),
 }
