@@ -238,35 +238,38 @@ class Gptq:
             moments: `E[x^ x^^T]` of each part of its columns.
             crossed: `E[x x^^T]`; None where both are the same.
         """
-        weight = layer.matrix(state.tensor(layer.weight).float())
-        rounding = rounding_of(state.encoding(layer.weight), layer.groups)
+        tensor, encoding = state.tensor(layer.weight).float(), state.encoding(layer.weight)
+        weight, rounding = layer.matrix(tensor), rounding_of(encoding, layer.groups)
+        codes = encoding.quantize(tensor)
+        nearest = layer.matrix(codes), layer.matrix(encoding.dequantize(codes))
         parts, before, after = [], 0.0, 0.0
         for i, columns in enumerate(layer.parts):
             codes, errors = self._part(
-                weight[..., columns], moments[i], None if crossed is None else crossed[i], rounding, layer.weight
-            )
+                weight[..., columns], moments[i], None if crossed is None else crossed[i], rounding,
+                (nearest[0][..., columns], nearest[1][..., columns]), f"weight {layer.weight!r}",
+            )  # fmt: skip
             parts.append(codes)
             before, after = before + errors[0], after + errors[1]
         return layer.tensor(torch.cat(parts, dim=2)).contiguous(), (before, after)
 
     def _part(
-        self, weight: Tensor, moments: Tensor, crossed: Tensor | None, rounding: Rounding, name: str
-    ) -> tuple[Tensor, tuple[float, float]]:
+        self, weight: Tensor, moments: Tensor, crossed: Tensor | None, rounding: Rounding,
+        nearest: tuple[Tensor, Tensor], where: str,
+    ) -> tuple[Tensor, tuple[float, float]]:  # fmt: skip
         stable = damped(moments, self.damping)
         aim = weight if crossed is None else shifted(weight, moments, crossed, stable)
-        nearest_codes, nearest = _each_column(weight, rounding)
         order = None
         if self.act_order:
             order = moments.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)
             stable = stable.take_along_dim(order[:, :, None], 1).take_along_dim(order[:, None], 2)
             aim = aim.take_along_dim(order[:, None], 2)
-        codes, values = round_columns(aim, feedback(stable, f"weight {name!r}"), rounding)
+        codes, values = round_columns(aim, feedback(stable, where), rounding)
         if order is not None:
             back = order.argsort(dim=-1)[:, None]
             aim, codes, values = (t.take_along_dim(back, 2) for t in (aim, codes, values))
-        before, after = row_errors(nearest - aim, moments), row_errors(values - aim, moments)
+        before, after = row_errors(nearest[1] - aim, moments), row_errors(values - aim, moments)
         better = after < before
-        chosen = torch.where(better[..., None], codes, nearest_codes)
+        chosen = torch.where(better[..., None], codes, nearest[0])
         return chosen, (float(before.sum()), float(torch.where(better, after, before).sum()))
 
     def _float(
@@ -337,9 +340,3 @@ def shifted(weight: Tensor, moments: Tensor, crossed: Tensor, stable: Tensor) ->
     change = torch.bmm(weight.double(), (crossed - moments).double())
     moved = torch.cholesky_solve(change.mT, torch.linalg.cholesky(stable)).mT
     return torch.where(weight == 0, weight, weight + moved.float())
-
-
-def _each_column(weight: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-    """Every column rounded to nearest."""
-    pairs = [rounding(column) for column in weight.unbind(2)]
-    return torch.stack([codes for codes, _ in pairs], dim=2), torch.stack([values for _, values in pairs], dim=2)
