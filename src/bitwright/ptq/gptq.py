@@ -33,6 +33,7 @@ from torch import Tensor
 
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
+from bitwright.formats.affine import dequantize, quantize
 from bitwright.graph.regions import find_regions
 from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
@@ -125,7 +126,7 @@ def round_columns(weight: Tensor, back: Tensor, rounding: Rounding, block: int =
             column = moved[k - start].masked_fill_(zero[k], 0.0)
             codes[k], values[k] = rounding(column)
             error = errors[k] = columns[k] - values[k]
-            moved[k - start + 1 :] += back[:, k, k + 1 : stop].t().unsqueeze(-1) * error
+            moved[k - start + 1 :].addcmul_(back[:, k, k + 1 : stop].t().unsqueeze(-1), error)
     return codes.permute(1, 2, 0), values.permute(1, 2, 0)
 
 
@@ -133,12 +134,17 @@ def rounding_of(encoding: Encoding, groups: int) -> Rounding:
     """Rounding to nearest of one column, each output channel on its own grid or table."""
     spec = encoding.spec if encoding.spec.axis is None else dataclasses.replace(encoding.spec, axis=0)
     column = dataclasses.replace(encoding, spec=spec, codes=None)
+    each = [t if spec.axis is None else t.reshape(groups, -1) for t in (encoding.scale, encoding.zero_point)]
 
-    def rounding(x: Tensor) -> tuple[Tensor, Tensor]:
+    def affine(x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = quantize(x, *each, spec.grid)
+        return codes, dequantize(codes, *each)
+
+    def levels(x: Tensor) -> tuple[Tensor, Tensor]:
         codes = column.quantize(x.reshape(-1))
         return codes.reshape(groups, -1), column.dequantize(codes).reshape(groups, -1)
 
-    return rounding
+    return affine if encoding.levels is None else levels
 
 
 def row_errors(difference: Tensor, moments: Tensor) -> Tensor:
