@@ -31,6 +31,7 @@ TRUTHS: dict[str, Callable[[State], bool]] = {
     "encodings": lambda s: s.plan is not None and all(
         site in s.encodings for site, spec in s.plan.sites.items() if isinstance(spec, QSpec)
     ),
+    "rounded weights": lambda s: any(e.codes is not None for e in s.encodings.values()),
 }  # fmt: skip
 
 
