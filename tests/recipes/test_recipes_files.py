@@ -71,7 +71,7 @@ def test_settings_are_laid_over_those_of_the_recipe(write: Write) -> None:
     ("name", "told"),
     [
         ("int9", "recipe 'int9': there is no recipe of this name; did you mean 'int8'?"),
-        ("nothing", "recipe 'nothing': there is no recipe of this name; choose from int8, int8-percentile"),
+        ("nothing", "recipe 'nothing': there is no recipe of this name; choose from fast, int8, int8-percentile"),
         ("int8.yaml", "recipe 'int8.yaml': no such file; did you mean 'int8'?"),
     ],
 )
