@@ -150,28 +150,26 @@ def test_the_simulation_rounds_these_values_and_no_others(network: Network, tmp_
 
 
 def test_the_default_is_what_it_was(assets: Path) -> None:
-    data = assets / "digits_calib.npz"
-    said, not_said = (
-        bw.quantize(assets / "digits.onnx", data, limit=16, **kw) for kw in ({}, {"placement": "deployable"})
-    )
+    model, data = assets / "digits.onnx", assets / "digits_calib.npz"
+    said, not_said = bw.quantize(model, data, limit=16, placement="deployable"), bw.quantize(model, data, limit=16)
     assert said.plan == not_said.plan and said.placement == "deployable"
     assert "image" in widths(said.plan), "the network's input is quantized"
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("placement", "target", "told"),
     [
-        ({"placement": "papers"}, "placement 'papers': there is no placement of this name; did you mean 'paper'?"),
+        ("papers", "auto", "placement 'papers': there is no placement of this name; did you mean 'paper'?"),
         (
             {"placement": "paper", "target": "onnxruntime-x64"},
             "--placement paper: beside the target 'onnxruntime-x64'",
         ),
-        ({"placement": "deployable", "target": "paper"}, "--placement deployable: beside the target 'paper'"),
+        ("deployable", "paper", "--placement deployable: beside the target 'paper'"),
     ],
 )
-def test_what_does_not_fit_together(settings: dict[str, str], told: str, assets: Path) -> None:
+def test_what_does_not_fit_together(placement: str, target: str, told: str, assets: Path) -> None:
     with pytest.raises(bw.InputError) as caught:
-        bw.quantize(assets / "digits.onnx", assets / "digits_calib.npz", limit=16, **settings)
+        bw.quantize(assets / "digits.onnx", assets / "digits_calib.npz", limit=16, placement=placement, target=target)
     assert told in str(caught.value)
 
 

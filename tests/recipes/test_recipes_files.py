@@ -177,7 +177,7 @@ def test_values_that_are_no_yaml() -> None:
 
 def test_recipes_may_set_widths_and_flags_come_after(assets: Path) -> None:
     model, data = assets / "digits.onnx", assets / "digits_calib.npz"
-    quantized = bw.quantize(model, data, recipe="w4a8", set=["conv2:W=3"], limit=32)
+    quantized = bw.quantize(model, data, recipe="w4a8", set=["inverted.conv.2:W=3"], limit=32)
     bits = {spec.bits for site, spec in quantized.plan.sites.items() if isinstance(spec, QSpec) and "weight" in site}
     assert {3, 4} <= bits, "the recipe's width, and the one that was said"
     with pytest.raises(InputError, match="--plan: says every width, and recipe w4a8 sets W=4,A=8"):
