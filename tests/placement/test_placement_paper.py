@@ -161,7 +161,8 @@ def test_the_default_is_what_it_was(assets: Path) -> None:
     [
         ("papers", "auto", "placement 'papers': there is no placement of this name; did you mean 'paper'?"),
         (
-            {"placement": "paper", "target": "onnxruntime-x64"},
+            "paper",
+            "onnxruntime-x64",
             "--placement paper: beside the target 'onnxruntime-x64'",
         ),
         ("deployable", "paper", "--placement deployable: beside the target 'paper'"),
