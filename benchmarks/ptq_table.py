@@ -152,8 +152,8 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             simulated = ", simulated" if any(r["simulated"] for r in mine) else ", served"
             lines += [
                 "", f"## {network}, placement {placement}{simulated}", "",
-                f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in brackets "
-                "the drop in points with its 95 % interval of one seed, or mean and standard deviation of several.", "",
+                f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
+                "brackets the drop in points with its 95 % interval of one seed, or mean and deviation of several.", "",
                 "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",
                 "|---|---|" + "---|" * (len(WIDTHS) + 2),
             ]  # fmt: skip
