@@ -153,7 +153,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             lines += [
                 "", f"## {network}, placement {placement}{simulated}", "",
                 f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
-                "brackets the drop in points with its 95 % interval of one seed, or mean and deviation of several.", "",
+                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several.", "",
                 "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",
                 "|---|---|" + "---|" * (len(WIDTHS) + 2),
             ]  # fmt: skip

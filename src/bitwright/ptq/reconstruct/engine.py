@@ -76,7 +76,7 @@ class _Walk:
         self.floats: dict[str, Rows] = {}
         self.quantized: dict[str, Rows] = {}
         self.units_learned: list[dict[str, Any]] = []
-        self.keeps_inputs = method.loss != "error"
+        self.keeps_inputs = method.loss not in ("error", "moments")
         self._logits: Rows | None = None
 
     def _budget(self) -> int | None:

@@ -27,6 +27,7 @@ Loss = Callable[[Tensor], Tensor]
 
 LOSSES: dict[str, Row] = {
     "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),
+    "moments": Row("bitwright.ptq.reconstruct.moments_error:moments_error", "a layer's, of all images at once"),
     "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
     "prediction": Row("bitwright.ptq.reconstruct.loss:prediction_error", "divergence of the network's output"),
 }
