@@ -31,13 +31,14 @@ TRUTHS: dict[str, Callable[[State], bool]] = {
     "encodings": lambda s: s.plan is not None and all(
         site in s.encodings for site, spec in s.plan.sites.items() if isinstance(spec, QSpec)
     ),
+    "rounded weights": lambda s: any(e.codes is not None for e in s.encodings.values()),
 }  # fmt: skip
 
 
 @cache
 def steps() -> Mapping[str, Step]:
-    """Every row with its default settings."""
-    return {name: row.load()() for name, row in STEPS.items()}
+    """Every row with its default settings, but for the width of weights, so that there are some to round."""
+    return {name: row.load()(**({"set": ("W=4",)} if name == "place" else {})) for name, row in STEPS.items()}
 
 
 @cache
@@ -70,6 +71,7 @@ def snapshot(state: State) -> Any:
         **{f"overlay {k}": v for k, v in state.overlay.items()},
         **{f"scale {k}": e.scale for k, e in state.encodings.items()},
         **{f"zero {k}": e.zero_point for k, e in state.encodings.items()},
+        **{f"codes {k}": e.codes for k, e in state.encodings.items() if e.codes is not None},
         **{f"gamma {k}": b.gamma for k, b in state.batchnorm.items()},
     }
     graph = ir.to_proto(state.model).SerializeToString(deterministic=True)
@@ -122,7 +124,7 @@ def test_its_needs_are_checked(name: str) -> None:
 
 
 def test_the_default_recipe_leaves_every_fact_true() -> None:
-    chain = make_steps(load_recipe("int8"), {})
+    chain = make_steps(load_recipe("fast"), {"place": {"set": ["W=4"]}})
     end = run_chain(chain, start(), images())
     assert all(truth(end) for truth in TRUTHS.values()) and len(end.log) == len(chain)
     assert end.plan is not None
