@@ -27,6 +27,7 @@ from bitwright.pipeline import State, run_chain
 from bitwright.placement.place import integer_regions
 from bitwright.plan.plan import Plan, read_plan
 from bitwright.ranges.audit import Audit, audit
+from bitwright.recipes.conditions import Case, holding
 from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
@@ -165,7 +166,10 @@ def run_recipe(
 ) -> Quantized:  # fmt: skip
     """Run a recipe on an opened network."""
     placing = placing_of(target, set, ends, plan, terminal)
-    steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
+    settings = {**settings, "place": {**placing, **settings.get("place", {})}}
+    own = next((given for name, given in recipe.steps if name == "place"), {})
+    case = Case(network=network, data=batches is not None, placing={**own, **settings["place"]})
+    steps = make_steps(recipe, settings, holding(case))
     with terminal.progress("calibrate", len(batches)) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
     return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
