@@ -21,7 +21,7 @@ class Remedy:
     Attributes:
         help: what it does, one line.
         settings: `{step: {setting: value}}` to change.
-        insert: steps to add, `{step: (the step that it comes after, its settings)}`; one that is there keeps its place.
+        insert: steps to add, `{step: (the step that it comes after, its settings)}`; one that is there stays.
         instead_of: steps that it takes out, which do the same in another way.
         raises: give 8 bits to the sites whose findings ask for it.
     """
@@ -65,20 +65,22 @@ def remedied(recipe: Recipe, remedy: Remedy) -> Recipe | None:
         >>> remedied(recipe, REMEDIES["raise"]) is None
         True
     """
-    entries = [(name, dict(own), recipe.when.get(i, ())) for i, (name, own) in enumerate(recipe.steps)]
+    entries: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+        (name, dict(own), recipe.when.get(i, ())) for i, (name, own) in enumerate(recipe.steps)
+    ]
     present = {name for name, *_ in entries}
     if not present.issuperset(remedy.settings):
         return None
-    for i, (name, own, when) in enumerate(entries):
-        entries[i] = (name, own | dict(remedy.settings.get(name, {})), when)
+    for i, (name, own, conditions) in enumerate(entries):
+        entries[i] = (name, own | dict(remedy.settings.get(name, {})), conditions)
     kept = [entry for entry in entries if entry[0] not in remedy.instead_of]
-    for step, (anchor, own) in remedy.insert.items():
+    for step, (anchor, added) in remedy.insert.items():
         if step in present:
             continue
         places = [i for i, (name, *_) in enumerate(kept) if name == anchor]
         if not places or step not in STEPS:
             return None
-        kept.insert(places[-1] + 1, (step, dict(own), ()))
+        kept.insert(places[-1] + 1, (step, dict(added), ()))
     steps = tuple((name, own) for name, own, _ in kept)
     if _in_full(steps) == _in_full(recipe.steps):
         return None

@@ -122,8 +122,8 @@ class Debug(ShapeFlag, DataFlags):
             terminal.note("note: no labels of the network's classes: signal to noise is measured, not accuracy")
         return Bench(
             network=network, reference=model_bytes(network), calibration=calibration, measured=measured,
-            labelled=labelled, target=placing["target"], set=self.set, ends=self.ends, plan=self.plan, settings=settings,
-            terminal=terminal,
+            labelled=labelled, target=placing["target"], set=self.set, ends=self.ends, plan=self.plan,
+            settings=settings, terminal=terminal,
         )  # fmt: skip
 
     def _images(self, network: Any, source: str, limit: int, terminal: Terminal) -> Batches:

@@ -28,8 +28,8 @@ def told(json: Mapping[str, Any], top: int) -> RenderableType:
     parts: list[RenderableType] = [about, "", _groups(json)]
     if not json["sound"]:
         parts.append(
-            "NOT SOUND: without any quantizer the simulation differs from the float network. Fix this first: it is not "
-            "an error of quantization (an op that is computed otherwise, weights that are not finite, other inputs)"
+            "NOT SOUND: without any quantizer the simulation differs from the float network. Fix this first: it is "
+            "no error of quantization (an op that is computed otherwise, weights that are not finite, other inputs)"
         )
         return Group(*parts)
     parts += [VERDICTS[json["guilty"]], "", _sites(json, top), "", _layers(json), "", _findings(json)]

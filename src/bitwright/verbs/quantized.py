@@ -23,7 +23,7 @@ from bitwright.deploy.writer import to_onnx, write
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
-from bitwright.pipeline import State, run_chain
+from bitwright.pipeline import State, Step, run_chain
 from bitwright.placement.place import integer_regions
 from bitwright.plan.plan import Plan, read_plan
 from bitwright.ranges.audit import Audit, audit
@@ -165,14 +165,21 @@ def run_recipe(
     *, target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None = None,
 ) -> Quantized:  # fmt: skip
     """Run a recipe on an opened network."""
-    placing = placing_of(target, set, ends, plan, terminal)
-    settings = {**settings, "place": {**placing, **settings.get("place", {})}}
-    own = next((given for name, given in recipe.steps if name == "place"), {})
-    case = Case(network=network, data=batches is not None, placing={**own, **settings["place"]})
-    steps = make_steps(recipe, settings, holding(case))
+    steps = steps_of(network, batches, recipe, settings, placing_of(target, set, ends, plan, terminal))
     with terminal.progress("calibrate", len(batches)) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
     return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
+
+
+def steps_of(
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    placing: Mapping[str, Any],
+) -> list[Step]:  # fmt: skip
+    """The steps of a recipe whose conditions hold for a network and its data, with settings laid over them."""
+    settings = {**settings, "place": {**placing, **settings.get("place", {})}}
+    own = next((given for name, given in recipe.steps if name == "place"), {})
+    case = Case(network=network, data=batches is not None, placing={**own, **settings["place"]})
+    return make_steps(recipe, settings, holding(case))
 
 
 def calibration_audit(state: State, batches: Batches) -> Audit:

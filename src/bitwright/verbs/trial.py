@@ -14,7 +14,7 @@ from bitwright.data.batches import Batches
 from bitwright.deploy.evaluate import Evaluation, evaluate
 from bitwright.deploy.simulate import runtime_of, subject
 from bitwright.errors import InputError
-from bitwright.ptq import STEPS
+from bitwright.lookup import did_you_mean
 from bitwright.recipes.recipe import Recipe
 from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_recipe
 from bitwright.verbs.terminal import Terminal
@@ -102,10 +102,7 @@ def check_settings(settings: Mapping[str, Mapping[str, Any]], recipes: Sequence[
     used = dict.fromkeys(name for recipe in recipes for name, _ in recipe.steps)
     for step in settings:
         if step not in used:
-            known = "a step of the recipes that are tried" if step in STEPS else "a step"
-            raise InputError(
-                f"--step {step}....", f"no recipe here has a step {step!r}", f"{known}: {', '.join(used)}"
-            )
+            raise InputError(f"--step {step}", "no recipe here has this step", fix=did_you_mean(step, used))
 
 
 def check_labels(batches: Batches, network: ir.Model, where: str) -> None:

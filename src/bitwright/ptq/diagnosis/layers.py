@@ -73,7 +73,7 @@ class Layer:
     Attributes:
         site: of a weight or an activation.
         region: its region; "" for a network input.
-        sqnr_in_db, sqnr_out_db: of what the region reads (the worst of its inputs) and gives; None where there is none.
+        sqnr_in_db, sqnr_out_db: of what the region reads (the worst of its inputs) and gives; None without one.
         weights: of a weight's site.
         values: of an activation's site.
     """

@@ -80,7 +80,8 @@ class Switched:
             )  # fmt: skip
         self._switches: dict[str, Switch] = {}
         self._members: dict[str, list[str]] = {}
-        weights, activations = [], []
+        weights: list[str] = []
+        activations: list[str] = []
         for site, spec in plan.sites.items():
             if isinstance(spec, QSpec):
                 constant = site in state.model.graph.initializers
