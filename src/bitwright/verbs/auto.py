@@ -99,6 +99,7 @@ class Auto(ShapeFlag, DataFlags):
             "same_images": not self.eval_data,
             "target": bench.target,
             "minutes": self.minutes or None,
+            "memory": self.memory or None,
             "seconds": time.perf_counter() - start,
             "attempted_seconds": climb.seconds,
             "peak_memory_mb": peak_memory_mb(),
@@ -149,7 +150,7 @@ class Auto(ShapeFlag, DataFlags):
             self.eval_data: "what --eval-data names", self.plan: "the plan",
         }  # fmt: skip
         if self.model.endswith(".onnx") and Path(self.model).is_file():
-            inputs |= dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
+            inputs = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network") | inputs
         check_output(output, inputs)
         if self.eval_data and os.path.exists(self.data_path) and os.path.exists(self.eval_data):
             data, other = (os.path.realpath(path) for path in (self.data_path, self.eval_data))

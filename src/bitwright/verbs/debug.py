@@ -109,7 +109,7 @@ class Debug(ShapeFlag, DataFlags):
                 self.eval_data: "what --eval-data names", self.recipe: "the recipe", self.plan: "the plan",
             }  # fmt: skip
             if self.model.endswith(".onnx") and Path(self.model).is_file():
-                inputs |= dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
+                inputs = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network") | inputs
             check_output(Path(self.output), inputs)
         placing = placing_of(self.target, self.set, self.ends, self.plan or None, terminal)
         network = float_network(self.model, shapes=self.shape)
