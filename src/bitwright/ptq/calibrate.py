@@ -96,7 +96,7 @@ def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
     least = (bias.double().abs() / (input_scale.double() * BIAS_LIMIT) * 1.001).float()
     if weight.spec.format == "pow2":
         least = power_of_two(least.clamp(min=SMALLEST_SCALE), "ceil")
-    scale = torch.maximum(weight.scale, least)
+    scale = torch.maximum(weight.scale, least if weight.scale.ndim else least.max())
     if weight.codes is None or bool((scale == weight.scale).all()):
         return dataclasses.replace(weight, scale=scale)
     # Codes that were chosen at the smaller scale: at the new one the nearest to the same values.
