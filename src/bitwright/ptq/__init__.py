@@ -17,4 +17,7 @@ STEPS: dict[str, Row] = {
     ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),
+    "correct_bias": Row(
+        "bitwright.ptq.correct_bias:CorrectBias", "take back the shift of the means that rounding weights brings"
+    ),
 }

@@ -23,7 +23,7 @@ from bitwright.deploy.writer import to_onnx, write
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
-from bitwright.pipeline import State, run_chain
+from bitwright.pipeline import State, Step, needs_data, run_chain
 from bitwright.placement.place import integer_regions
 from bitwright.plan.plan import Plan, read_plan
 from bitwright.ranges.audit import Audit, audit
@@ -126,7 +126,8 @@ def quantize(
     Args:
         model: path of an ONNX or `.pt2` file, `"module:callable"`, an `nn.Module` (with `example`), or an
             `onnx_ir.Model`.
-        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader.
+        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader;
+            None for a recipe that needs none.
         recipe: name of a recipe or path of a YAML file.
         target: row of `TARGETS`; `auto` for this machine.
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
@@ -153,22 +154,44 @@ def quantize(
     """
     terminal = Terminal(seed=seed)
     network = float_network(model, example=example, shapes=shapes)
-    batches = data_for(network, data, terminal, batch=batch, limit=limit)
     chosen = load_recipe(recipe)
-    settings = steps if isinstance(steps, Mapping) else parse_settings(steps)
+    settings = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    batches = None if data is None else data_for(network, data, terminal, batch=batch, limit=limit)
     return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends, plan=plan)
 
 
 def run_recipe(
-    network: ir.Model, batches: Batches, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], terminal: Terminal,
-    *, target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None = None,
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None,
 ) -> Quantized:  # fmt: skip
     """Run a recipe on an opened network."""
     placing = placing_of(target, set, ends, plan, terminal)
     steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
-    with terminal.progress("calibrate", len(batches)) as advance:
+    check_data(recipe, steps, batches is not None)
+    images = 0 if batches is None else len(batches)
+    with terminal.progress("calibrate", images) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
-    return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
+    used = batches if needs_data(steps) else None
+    return Quantized(
+        state=state, images_used=0 if used is None else images,
+        calibration=None if used is None else calibration_audit(state, used),
+    )  # fmt: skip
+
+
+def check_data(recipe: Recipe, steps: Sequence[Step], given: bool) -> None:
+    """Refuse a recipe that needs images where none are given.
+
+    Raises:
+        InputError: none are given, and a step cannot do without.
+    """
+    wanting = [type(step).__name__ for step in needs_data(steps)]
+    if wanting and not given:
+        raise InputError(
+            "--data", f"is missing, and recipe {recipe.name} needs images ({', '.join(wanting)})",
+            "images to set the ranges from: a folder, .npz, .zip",
+            "with none at hand: --recipe datafree, or --data distilled",
+        )  # fmt: skip
 
 
 def calibration_audit(state: State, batches: Batches) -> Audit:
