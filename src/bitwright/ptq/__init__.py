@@ -9,6 +9,15 @@ STEPS: dict[str, Row] = {
         "bitwright.ptq.fold_batchnorm:FoldBatchNorm",
         "fold batch norm into the layer before it, keeping its statistics",
     ),
+    "equalize": Row(
+        "bitwright.ptq.equalize:Equalize", "make the weight ranges of neighbouring layers alike, before placing"
+    ),
+    "absorb_bias": Row(
+        "bitwright.ptq.absorb_bias:AbsorbBias", "move high biases into the next layer, by batch-norm statistics"
+    ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),
+    "correct_bias": Row(
+        "bitwright.ptq.correct_bias:CorrectBias", "take back the shift of the means that rounding weights brings"
+    ),
 }

@@ -130,12 +130,17 @@ def make_steps(
     for name, own in (recipe if hold is None else recipe.under(hold)).steps:
         cls = lookup(STEPS, name, "step").load()
         merged = {**own, **settings.get(name, {})}
-        steps.append(cls(**_checked(cls, merged, f"recipe {recipe.name}: {name}")))
+        steps.append(cls(**checked_settings(cls, merged, f"recipe {recipe.name}: {name}")))
     check_chain(steps)
     return steps
 
 
-def _checked(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_settings(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings that are fields of `cls`, of the types of their defaults.
+
+    Raises:
+        InputError: an unknown setting, or one of the wrong type; errors call the settings `where`.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     checked = {}
     for key, value in settings.items():
