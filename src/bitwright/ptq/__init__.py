@@ -20,4 +20,5 @@ STEPS: dict[str, Row] = {
     "correct_bias": Row(
         "bitwright.ptq.correct_bias:CorrectBias", "take back the shift of the means that rounding weights brings"
     ),
+    "gptq": Row("bitwright.ptq.gptq:Gptq", "round weights of few bits in closed form, each layer's error made up for"),
 }

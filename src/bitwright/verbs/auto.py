@@ -310,8 +310,10 @@ class _Climb:
         bench = self.bench
         names = {name for name, _ in recipe.steps}
         settings = {key: value for key, value in bench.settings.items() if key in names}
-        placing = placing_of(bench.target, (*bench.set, *more), bench.ends, bench.plan or None, Terminal())
-        return steps_of(bench.network, bench.calibration, recipe, settings, placing)
+        return steps_of(
+            bench.network, bench.calibration, recipe, settings, Terminal(), target=bench.target,
+            set=(*bench.set, *more), ends=bench.ends, plan=bench.plan or None,
+        )  # fmt: skip
 
     def _estimate(self, steps: Sequence[Step], paced: bool = True) -> float:
         """Seconds that an attempt will take, by the pace of the attempts so far."""

@@ -24,7 +24,7 @@ from bitwright.verbs.tables import columns, facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument
 
-HOW = {"kernel": "integer kernel", "codes": "moves codes", "join": "joins codes"}
+HOW = {"kernel": "integer kernel", "codes": "moves codes", "join": "joins codes", "passes": "passes values on"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,9 @@ from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
+#: What commands say of a network that no integer kernels can run.
+PAPER_TEXT = "paper: network input, logits, shortcuts, pools and biases are not quantized; no integer engine runs this"
+
 
 def preprocess_flags(values: Any) -> dict[str, Any]:
     """The preprocessing flags that were given, as fields of `Preprocess`."""
@@ -107,8 +110,9 @@ class Quantize(ShapeFlag, DataFlags):
         "--data", "-d",
     )  # fmt: skip
     output: str = option("", "the file to write; MODEL's name with .int8.onnx if not given", "--output", "-o")
-    recipe: str = option("int8", "a recipe's name, or a YAML file")
+    recipe: str = option("fast", "a recipe's name, or a YAML file")
     target: str = option("auto", "what the file is for; auto: this machine")
+    placement: str = option("", "deployable (the default), or paper: as papers place quantizers; simulated")
     set: tuple[str, ...] = option((), "widths: 'W=4,A=8', 'layer4.*:W=8', 'head.*:float'")
     ends: int | None = option(None, "bits of input, first and last layer, logits; 8 if not given, 0: as elsewhere")
     plan: str = option("", "a plan's JSON file to follow instead of placing; --set changes its widths")
@@ -124,7 +128,7 @@ class Quantize(ShapeFlag, DataFlags):
         # Where steps have conditions it depends on the network which ones need images.
         check_data(recipe, make_steps(recipe, settings), bool(self.data_path or recipe.when))
         self._check_paths(output)
-        placing_of(self.target, self.set, self.ends, self.plan or None, Terminal())
+        placing_of(self.target, self.set, self.ends, self.plan or None, Terminal(), self.placement)
         network = float_network(self.model, shapes=self.shape)
         if self.model.endswith(".onnx"):
             parts = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
@@ -134,8 +138,8 @@ class Quantize(ShapeFlag, DataFlags):
         others = self.data(network, measured, terminal) if measured else None
         labelled = others is not None and self._labelled(others, network, measured, terminal)
         quantized = run_recipe(
-            network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends,
-            plan=self.plan or None,
+            network, batches, recipe, settings, terminal, target=self.target, placement=self.placement, set=self.set,
+            ends=self.ends, plan=self.plan or None,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         written = quantized.model()
@@ -168,6 +172,7 @@ class Quantize(ShapeFlag, DataFlags):
             "agreement": None if found is None else found.agreement,
             "simulated": isinstance(file, Simulation),
             "target": quantized.plan.target,
+            "placement": quantized.placement,
             "recipe": recipe.name,
         }
         return Outcome(json=json, text=_summary(json, measured == self.data_path))
@@ -230,6 +235,8 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     table.add_row("file", json["output"])
     table.add_row("bytes", f"{json['bytes_before']:,} -> {json['bytes_after']:,} ({ratio:.3f}x)")
     table.add_row("target", json["target"])
+    if json["placement"] == "paper":
+        table.add_row("placement", PAPER_TEXT)
     table.add_row("needs", ", ".join(f"{name} {least}" for name, least in json["needs"].items()) or "another runtime")
     table.add_row("integer MACs", f"{100 * json['integer_mac_share']:.2f} %")
     table.add_row("images used", f"{json['images_used']:,}")
@@ -254,5 +261,6 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
         parts.append(f"\n{len(json['float_regions'])} ops compute in float ({len(json['float_sites'])} sites):")
         parts.extend(f"  {entry['region']}: {entry['reason']}" for entry in json["float_regions"])
     else:
-        parts.append("every op reads quantized values" if json["simulated"] else "nothing computes in float")
+        every = "every layer but the first" if json["placement"] == "paper" else "every op"
+        parts.append(f"{every} reads quantized values" if json["simulated"] else "nothing computes in float")
     return Group(*parts)

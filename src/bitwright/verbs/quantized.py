@@ -23,19 +23,24 @@ from bitwright.deploy.writer import to_onnx, write
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
+from bitwright.lookup import lookup
 from bitwright.pipeline import State, Step, needs_data, run_chain
 from bitwright.placement.place import integer_regions
+from bitwright.placement.quantized import reads_quantized
 from bitwright.plan.plan import Plan, read_plan
 from bitwright.ptq.distill import Distill
 from bitwright.ranges.audit import Audit, audit
 from bitwright.recipes.conditions import Case, holding
 from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
+from bitwright.targets.target import PlacementName, Target
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
 from bitwright.verbs.terminal import Terminal
 
 #: What stands in place of data for images made from batch norm.
 DISTILLED = "distilled"
+#: `{placement: target that it chooses where none is named}`.
+PLACEMENTS = {"deployable": "auto", "paper": "paper"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,9 +73,17 @@ class Quantized:
 
     def integer_mac_share(self) -> float:
         """Share of the multiply-accumulates that run in integers."""
-        regions = integer_regions(self.state.model, self.plan, TARGETS[self.plan.target].load())
+        target = TARGETS[self.plan.target].load()
+        regions = integer_regions(self.state.model, self.plan, target)
         total = sum(node_macs(node) for node in self.state.model.graph)
-        return sum(r.macs for r in regions) / total if total else 0.0
+        integer = sum(r.macs for r in regions if reads_quantized(r, self.plan, target))
+        return integer / total if total else 0.0
+
+    @property
+    def placement(self) -> PlacementName:
+        """Where its quantizers stand: `deployable` or `paper`."""
+        placement: PlacementName = TARGETS[self.plan.target].load().placement
+        return placement
 
     def evaluate(self, data: Any, *, batch: int = 32, limit: int = 0) -> Evaluation:
         """Accuracy in the runtime, or simulated where none executes the file, beside the float network's."""
@@ -114,8 +127,9 @@ def quantize(
     model: Any,
     data: Any,
     *,
-    recipe: str = "int8",
+    recipe: str = "fast",
     target: str = "auto",
+    placement: str = "",
     set: Sequence[str] = (),
     ends: int | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -135,6 +149,7 @@ def quantize(
             `"distilled"` for images made from batch norm; None for a recipe that needs none.
         recipe: name of a recipe or path of a YAML file.
         target: row of `TARGETS`; `auto` for this machine.
+        placement: `deployable`, or `paper`: quantizers where papers on low-bit quantization have them, simulated.
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
         ends: bits of the network's ends, 8 if None; 0 for the same as elsewhere.
         plan: a plan or the path of its JSON file, taken instead of placing; `set` changes its widths.
@@ -167,16 +182,24 @@ def quantize(
         batches = distilled_data(network, settings.pop("distill", {}), terminal, batch=batch, limit=limit)
     elif data is not None:
         batches = data_for(network, data, terminal, batch=batch, limit=limit)
-    return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends, plan=plan)
+    return run_recipe(
+        network, batches, chosen, settings, terminal, target=target, placement=placement, set=set, ends=ends, plan=plan
+    )
 
 
 def run_recipe(
     network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
     terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
-    plan: Plan | str | os.PathLike[str] | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
 ) -> Quantized:  # fmt: skip
-    """Run a recipe on an opened network."""
-    steps = steps_of(network, batches, recipe, settings, placing_of(target, set, ends, plan, terminal))
+    """Run a recipe on an opened network; `set` comes after the recipe's own widths.
+
+    Raises:
+        InputError: a plan beside a recipe that sets widths, images that are missing, and what `placing_of` refuses.
+    """
+    steps = steps_of(
+        network, batches, recipe, settings, terminal, target=target, set=set, ends=ends, plan=plan, placement=placement
+    )
     check_data(recipe, steps, batches is not None)
     images = 0 if batches is None else len(batches)
     with terminal.progress("calibrate", images) as advance:
@@ -220,12 +243,21 @@ def distilled_data(
 
 def steps_of(
     network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
-    placing: Mapping[str, Any],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
 ) -> list[Step]:  # fmt: skip
     """The steps of a recipe whose conditions hold for a network and its data, with settings laid over them."""
+    placed = dict(recipe.steps).get("place", {})
+    own = placed.get("set", ())
+    if own and plan is not None:
+        raise InputError(
+            "--plan", f"says every width, and recipe {recipe.name} sets {', '.join(map(str, own))}", "one of them",
+            "take another recipe, such as fast",
+        )  # fmt: skip
+    widths = (*own, *set) if isinstance(own, list | tuple) else set
+    placing = placing_of(target, widths, ends, plan, terminal, placement)
     settings = {**settings, "place": {**placing, **settings.get("place", {})}}
-    own = next((given for name, given in recipe.steps if name == "place"), {})
-    case = Case(network=network, data=batches is not None, placing={**own, **settings["place"]})
+    case = Case(network=network, data=batches is not None, placing={**placed, **settings["place"]})
     return make_steps(recipe, settings, holding(case))
 
 
@@ -255,17 +287,21 @@ def are_classes(labels: np.ndarray | None, network: ir.Model) -> bool:
 
 
 def placing_of(
-    target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None, terminal: Terminal
-) -> dict[str, Any]:
+    target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None, terminal: Terminal,
+    placement: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Settings of the step `place` that say this.
 
     Raises:
-        InputError: ends that are no width, a plan that cannot be read, or one beside ends or another target.
+        InputError: ends that are no width, a plan that cannot be read, or one beside ends or another target, a
+            placement that there is not, or one that is not the target's or the plan's.
     """
+    lookup(PLACEMENTS, placement or "deployable", "placement")
     if ends is not None and not 0 <= ends <= 16:
         raise InputError("--ends", f"is {ends}", "1 to 16 bits, or 0 for the same width as elsewhere")
     if plan is None:
-        resolved = resolve_target(target, terminal)
+        resolved = resolve_target(PLACEMENTS[placement] if placement and target == "auto" else target, terminal)
+        _check_placement(placement, resolved, "--target")
         return {"target": resolved.name, "set": tuple(set), **({} if ends is None else {"ends": ends})}
     if ends is not None:
         raise InputError("--ends", f"is {ends}, but --plan says every width", "one of them", "name sites with --set")
@@ -273,8 +309,20 @@ def placing_of(
     given = plan if isinstance(plan, Plan) else read_plan(where)
     if target not in ("auto", given.target):
         raise InputError("--target", f"is {target!r}", f"{given.target!r}, which {where} was made for")
-    return {"target": resolve_target(given.target, terminal).name, "set": tuple(set),
-            "plan": plan if isinstance(plan, Plan) else where}  # fmt: skip
+    resolved = resolve_target(given.target, terminal)
+    _check_placement(placement, resolved, f"target of {where}")
+    return {"target": resolved.name, "set": tuple(set), "plan": plan if isinstance(plan, Plan) else where}
+
+
+def _check_placement(placement: str, target: Target, where: str) -> None:
+    """Whether a target's plans are of the placement that was asked for, if any was."""
+    if placement and placement != target.placement:
+        names = ", ".join(name for name, row in TARGETS.items() if row.load().placement == placement)
+        raise InputError(
+            f"--placement {placement}", f"beside the {where.removeprefix('--')} {target.name!r}, whose plans are "
+            f"{target.placement}", f"one of {names}" if "," in names else f"the target {names!r}",
+            f"leave {where if where.startswith('--') else '--plan'} out, or --placement",
+        )  # fmt: skip
 
 
 def load(path: str | os.PathLike[str]) -> Quantized:
