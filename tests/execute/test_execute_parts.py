@@ -28,8 +28,6 @@ def test_parts_in_turn_give_what_the_whole_gives(state: State) -> None:
     for program in (float_program, simulated_program):
         whole = program(state).module(x)[0]
         values = {"x": x}
-        if program is simulated_program:  # a part takes its inputs as they come
-            values["x"] = state.encoding("x").fake_quantize(x)
         for block in blocks:
             inputs = [v.name or "" for v in block.inputs]
             part = program(state, inputs=inputs, outputs=[block.output.name or ""])

@@ -161,8 +161,8 @@ def build(
         outputs: sites to return; the graph's outputs if empty.
         codes: return the codes of quantized sites instead of their real values (not in float mode).
         arithmetic: how the integer regions round; None for the runtime of the plan's target.
-        inputs: values that the part starts from, taken as they come (a simulation does not quantize them once more);
-            the graph's inputs if empty.
+        inputs: values that the part starts from; what an integer region gave is taken as it comes, a simulation does
+            not quantize it once more; the graph's inputs if empty.
         quantizers: `{site: module}` in place of a simulation's own quantizer of a site, its own or the one that it
             shares; `nn.Identity()` leaves the site in float. A weight's module is given the float weight.
 
@@ -287,11 +287,11 @@ class _Builder:
         return name
 
     def enter(self, value: ir.Value) -> None:
-        """A graph input, or a value that a part starts from, which comes quantized where it is to be."""
+        """A graph input, or a value that a part starts from: what an integer region gave comes quantized."""
         name = value.name or ""
         self.inputs = (*self.inputs, name)
         self.real[name] = self.graph.placeholder(f"input_{len(self.inputs)}")
-        if value.producer() is not None:
+        if value.producer() in self.inside:
             self.snapped[name] = self.real[name]
 
     def _quantizer(self, value: ir.Value) -> nn.Module:

@@ -21,4 +21,9 @@ STEPS: dict[str, Row] = {
         "bitwright.ptq.correct_bias:CorrectBias", "take back the shift of the means that rounding weights brings"
     ),
     "gptq": Row("bitwright.ptq.gptq:Gptq", "round weights of few bits in closed form, each layer's error made up for"),
+    "adaround": Row("bitwright.ptq.adaround:AdaRound", "learn, layer by layer, whether each weight rounds up or down"),
+    "adaquant": Row("bitwright.ptq.adaquant:AdaQuant", "learn weights, ranges and biases, layer by layer"),
+    "brecq": Row("bitwright.ptq.brecq:BRECQ", "learn the rounding of a block's weights together, then its steps"),
+    "qdrop": Row("bitwright.ptq.qdrop:QDrop", "learn rounding and steps of a block, quantization left out at random"),
+    "tune_biases": Row("bitwright.ptq.tune_biases:TuneBiases", "learn all biases on the network's predictions"),
 }

@@ -1,0 +1,112 @@
+"""Activation quantizers while a unit is reconstructed: a step that is learned (LSQ), elements that are left in float.
+
+    y = s (clip(rnd(x / s) + z, qmin, qmax) - z),    with probability `keep` for each element; else y = x
+    dy/dx = 1 inside the grid, 0 outside;    dy/ds = g (rnd(x / s) - x / s) inside, g (q - z) outside
+    g = 1 / sqrt(elements (qmax - qmin))
+
+Source: S. Esser et al., Learned Step Size Quantization, ICLR 2020; elements left in float: X. Wei et al., QDrop, ICLR
+2022. Choice: g counts the elements of the whole batch, as QDrop's authors do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.formats.affine import SMALLEST_SCALE
+from bitwright.plan.encoding import Encoding
+
+#: Random bits that are drawn once; each use takes them from another place on.
+POOL = 1 << 22
+
+
+class Coin:
+    """Independent draws with probability `keep`: one long drawn row, read from a drawn place on each time.
+
+    Example:
+        >>> coin = Coin(0.25, torch.Generator().manual_seed(0))
+        >>> round(float(coin((400, 500)).float().mean()), 1)
+        0.2
+    """
+
+    def __init__(self, keep: float, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.pool = torch.rand(POOL, generator=generator) < keep
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Bool, of that shape."""
+        n = math.prod(shape)
+        start = int(torch.randint(POOL, (1,), generator=self.generator))
+        reach = start + n
+        if reach <= POOL:
+            return self.pool[start:reach].reshape(shape)
+        repeats = -(-reach // POOL)
+        return self.pool.repeat(repeats)[start:reach].reshape(shape)
+
+
+class LearnedStep(nn.Module):
+    """The quantizer of one activation.
+
+    Args:
+        encoding: step and zero point to begin with.
+        learned: whether the step moves.
+        coin: which elements are quantized; None for all.
+    """
+
+    def __init__(self, encoding: Encoding, *, learned: bool, coin: Coin | None = None) -> None:
+        super().__init__()
+        self.encoding, self.coin = encoding, coin
+        self.step = nn.Parameter(encoding.scale.clone(), requires_grad=learned)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Real values, on the grid where they are quantized."""
+        grid = self.encoding.spec.grid
+        kept = None if self.coin is None else self.coin(tuple(x.shape))
+        found: Tensor = _Step.apply(x, self.step, float(self.encoding.zero_point), grid.qmin, grid.qmax, kept)
+        return found
+
+    def moved(self) -> Encoding:
+        """The encoding at the learned step."""
+        step = self.step.detach().abs().clamp(min=SMALLEST_SCALE).clone()
+        return dataclasses.replace(self.encoding, scale=step)
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, zero: float, qmin: int, qmax: int, kept: Tensor | None) -> Tensor:
+        size = step.abs().clamp(min=SMALLEST_SCALE)
+        code = torch.div(x, size).round_().add_(zero)
+        inside = (code >= qmin) & (code <= qmax)
+        y = code.clamp_(qmin, qmax).sub_(zero).mul_(size)
+        ctx.save_for_backward(x, y, inside, kept, step)
+        ctx.levels = qmax - qmin
+        return y if kept is None else torch.where(kept, y, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, y, inside, kept, step = ctx.saved_tensors
+        (upstream,) = gradients
+        passed = inside if kept is None else inside | ~kept
+        to_step = None
+        if ctx.needs_input_grad[1]:
+            quantized = upstream if kept is None else upstream * kept
+            # y - x inside and y outside are s times what the formula asks for.
+            total = (quantized * torch.where(inside, y - x, y)).sum() / step.abs().clamp(min=SMALLEST_SCALE)
+            to_step = (total * torch.sign(step) / math.sqrt(x.numel() * ctx.levels)).reshape(step.shape)
+        return upstream * passed, to_step, None, None, None, None
+
+
+class ShiftedBias(nn.Module):
+    """A bias that is learned, as a difference from what it was."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self, bias: Tensor) -> Tensor:
+        """The bias now."""
+        return bias + self.shift

@@ -1,0 +1,292 @@
+"""The engine: unit after unit, from the network's input on; each is learned, then passed with what it has become.
+
+Two streams of values run beside each other for all calibration images, those of the float network and those of the
+network quantized so far; each value is kept from the unit that gives it to the last one that reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import resource
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from bitwright.data.batches import Batches
+from bitwright.errors import InputError, UnsupportedError
+from bitwright.execute.program import Program
+from bitwright.graph.blocks import Block
+from bitwright.lookup import lookup
+from bitwright.pipeline import Event, Progress, State
+from bitwright.plan.encoding import Encoding
+from bitwright.plan.spec import Derived
+from bitwright.ptq.calibrate import fit_bias
+from bitwright.ptq.programs import float_program, simulated_program
+from bitwright.ptq.reconstruct import ROUNDINGS
+from bitwright.ptq.reconstruct.activations import Coin, LearnedStep, ShiftedBias
+from bitwright.ptq.reconstruct.finished import Finished, fingerprint
+from bitwright.ptq.reconstruct.learn import learn
+from bitwright.ptq.reconstruct.method import Method, bytes_of
+from bitwright.ptq.reconstruct.rows import Budget, Rows
+from bitwright.ptq.reconstruct.units import Learnable, crossing, find_units, last_readers, learnable, stored_as_codes
+from bitwright.ptq.reconstruct.work import Work
+from bitwright.ptq.settle import settle
+
+log = logging.getLogger("bitwright")
+#: Bytes that learning takes for each element of a unit's values in one batch: the values themselves, on their grids,
+#: with their masks, and their gradients.
+BYTES_PER_ELEMENT = 32
+#: Least calibration images: fewer say nothing of a distribution.
+LEAST_IMAGES = 2
+
+
+def reconstruct(state: State, batches: Batches | None, method: Method, images_done: Progress | None = None) -> State:
+    """The state with the encodings, and biases where the method learns them, that the method finds.
+
+    Raises:
+        InputError: no plan, no encodings, no or too few images, or a memory budget that is too small.
+        UnsupportedError: a value between units that has no row for each image.
+    """
+    if state.plan is None or not state.encodings:
+        raise InputError(
+            method.name, "the network has no ranges", fix="run the steps 'place' and 'calibrate' before it"
+        )
+    if batches is None or len(batches) < LEAST_IMAGES:
+        found = "no data" if batches is None else f"{len(batches)} image"
+        raise InputError(method.name, found, f"at least {LEAST_IMAGES} images", "give more with --data")
+    return _Walk(state, batches, method).run(images_done)
+
+
+class _Walk:
+    """One way through a network."""
+
+    def __init__(self, state: State, batches: Batches, method: Method) -> None:
+        self.state, self.method = state, method
+        self.batches = batches if len(batches) <= method.images else batches.limited(method.images, method.seed)
+        self.units = find_units(state.model, method.unit)
+        self.learnables = learnable(state, self.units)
+        self.chunk = self.batches.batch_size if self.batches.fixed else method.batch
+        self.budget = Budget(limit=self._budget(), folder=method.work)
+        self.floats: dict[str, Rows] = {}
+        self.quantized: dict[str, Rows] = {}
+        self.units_learned: list[dict[str, Any]] = []
+        self.keeps_inputs = method.loss != "error"
+        self._logits: Rows | None = None
+
+    def _budget(self) -> int | None:
+        limit = bytes_of(self.method.memory, f"{self.method.name}.memory")
+        if limit is None:
+            return None
+        working = max(_elements(unit) for unit in self.units) * self.chunk * BYTES_PER_ELEMENT
+        least = resident_bytes() + working
+        if least > limit:
+            raise InputError(
+                f"{self.method.name}.memory", f"is {self.method.memory}",
+                f"at least {least / 2**30:.2f}GiB, which the process and one batch of the largest unit take",
+                "give more, or make the batch smaller",
+            )  # fmt: skip
+        return limit - least
+
+    def run(self, images_done: Progress | None) -> State:
+        """All units in order; those after the last with anything to learn are not passed."""
+        self._enter(images_done)
+        kept = Finished.open(self.method.work, self._fingerprint) if self.method.work else None
+        last = max((i for i, found in enumerate(self.learnables) if self._moves(found)), default=-1)
+        readers = last_readers(self.units)
+        for i in range(last + 1):
+            unit, found = self.units[i], self.learnables[i]
+            self._pass_float(unit)
+            if self._moves(found):
+                changes = None if kept is None else kept.load(i)
+                if changes is None:
+                    changes = self._learn(i)
+                    if kept is not None:
+                        kept.save(i, changes)
+                self._apply(unit, changes)
+            self._pass_quantized(unit)
+            for name in [name for name in self.floats if readers.get(name, -1) <= i]:
+                if not (self.keeps_inputs and name in self._inputs()) and not self._is_output_of_later(name, i):
+                    self._forget(name)
+        return self._finished()
+
+    def _fingerprint(self) -> str:
+        first = next(iter(self.batches))
+        return fingerprint(self.state, dataclasses.replace(self.method, work="", memory=""), first, len(self.batches))
+
+    def _moves(self, found: Learnable) -> bool:
+        rounds = self.method.rounding != "nearest" and bool(found.weights)
+        steps = self.method.learn_steps and bool(found.steps)
+        return rounds or steps or (self.method.learn_biases and bool(found.biases))
+
+    def _inputs(self) -> list[str]:
+        return [v.name or "" for v in self.state.model.graph.inputs]
+
+    def _is_output_of_later(self, name: str, i: int) -> bool:
+        return any(unit.output.name == name for unit in self.units[i + 1 :])
+
+    def _forget(self, name: str) -> None:
+        rows = self.floats.pop(name)
+        rows.release()
+        other = self.quantized.pop(name, None)
+        if other is not None and other is not rows:
+            other.release()
+
+    def _enter(self, images_done: Progress | None) -> None:
+        """The network's inputs, as they are: what quantizes them is part of what reads them."""
+        at = 0
+        for batch in self.batches:
+            for name, array in batch.inputs.items():
+                if name not in self.floats:
+                    rows = Rows(len(self.batches), array.shape[1:], self.budget, dtype=array.dtype)
+                    self.floats[name] = self.quantized[name] = rows
+                self.floats[name].write(at, torch.from_numpy(array[: batch.valid]))
+            at += batch.valid
+            if images_done is not None:
+                images_done(batch.valid)
+        self.count = at
+
+    def _pass_float(self, unit: Block) -> None:
+        program = float_program(self.state, inputs=_names(unit), outputs=[unit.output.name or ""])
+        self.floats[unit.output.name or ""] = self._rows_of(program, self.floats, None)
+
+    def _pass_quantized(self, unit: Block) -> None:
+        name = unit.output.name or ""
+        program = simulated_program(self.state, inputs=_names(unit), outputs=[name])
+        encoding = self.state.encoding(name) if stored_as_codes(self.state, unit.output) else None
+        self.quantized[name] = self._rows_of(program, self.quantized, encoding)
+
+    @torch.no_grad()
+    def _rows_of(self, program: Program, values: Mapping[str, Rows], encoding: Encoding | None) -> Rows:
+        rows: Rows | None = None
+        for index in torch.arange(self.count).split(self.chunk):
+            (y,) = program.module(*(values[name][self._padded(index)] for name in program.inputs))
+            if y.shape[:1] != (len(self._padded(index)),):
+                raise UnsupportedError(
+                    f"{self.method.name}: value {program.outputs[0]!r}",
+                    f"has the shape {list(y.shape)} for {len(index)} images", "one row for each image",
+                    "reconstruct larger units (unit=block or unit=net)",
+                )  # fmt: skip
+            if rows is None:
+                dtype = np.dtype(str(y.dtype).removeprefix("torch."))
+                rows = Rows(self.count, tuple(y.shape[1:]), self.budget, encoding, dtype=dtype)
+            rows.write(int(index[0]), y[: len(index)])
+        assert rows is not None
+        return rows
+
+    def _padded(self, index: Tensor) -> Tensor:
+        """As many images as a network with a fixed batch takes."""
+        short = self.chunk - len(index) if self.batches.fixed else 0
+        return torch.cat([index, index[-1:].expand(short)]) if short else index
+
+    def _work(self, i: int) -> Work:
+        unit, found, method = self.units[i], self.learnables[i], self.method
+        generator = torch.Generator().manual_seed(method.seed * 1_000_003 + i)
+        coin = Coin(method.keep, generator) if method.keep < 1 else None
+        rounding = lookup(ROUNDINGS, method.rounding, "rounding").load()
+        weights = {w: self._rounding(rounding, w) for w in found.weights}
+        steps = {}
+        if method.activations:
+            for site in (*found.steps, *found.others):
+                learned = method.learn_steps and site in found.steps
+                steps[site] = LearnedStep(self.state.encoding(site), learned=learned, coin=coin)
+        biases = {b: ShiftedBias(self.state.tensor(b)) for b in found.biases} if method.learn_biases else {}
+        quantizers: dict[str, nn.Module] = {b: nn.Identity() for b in found.biases}
+        if not method.activations:
+            quantizers |= {site: nn.Identity() for site in (*found.steps, *found.others)}
+        quantizers |= {**weights, **steps, **biases}
+        name = unit.output.name or ""
+        program = simulated_program(self.state, inputs=_names(unit), outputs=[name], quantizers=quantizers)
+        rest = crossing(self.units, i) if self.keeps_inputs else []
+        return Work(
+            state=self.state, unit=unit, method=method, weights=weights, steps=steps, biases=biases, program=program,
+            floats=self.floats, quantized=self.quantized, target=self.floats[name], coin=coin,
+            rest_inputs=tuple(rest), rest_rows={v: self.quantized[v] for v in rest if v != name},
+            network_logits=self._network_logits, generator=generator,
+        )  # fmt: skip
+
+    def _rounding(self, row: Callable[..., Any], site: str) -> Any:
+        try:
+            return row(self.state.tensor(site), self.state.encodings[site], self.method.strength)
+        except InputError as error:
+            raise InputError(f"{self.method.name}: weight {site!r}", error.found, error.expected, error.fix) from error
+
+    def _network_logits(self) -> Rows:
+        if self._logits is None:
+            self._logits = self._rows_of(float_program(self.state, outputs=[_first_output(self.state.model)]),
+                                         self.floats, None)  # fmt: skip
+        return self._logits
+
+    def _learn(self, i: int) -> dict[str, Any]:
+        """Encodings and bias shifts that were found for a unit; none where it diverged."""
+        work = self._work(i)
+        with torch.enable_grad():
+            found = learn(work, self.chunk)
+        log.info(
+            "%s %s: loss %.4g to %.4g in %d iterations, %.2f %% undecided", self.method.name, work.unit.name,
+            found.first, found.last, found.iterations, 100 * found.undecided,
+        )  # fmt: skip
+        changes: dict[str, Any] = {"learned": dataclasses.asdict(found), "encodings": {}, "biases": {}}
+        if found.diverged:
+            log.warning(
+                "%s: the loss of unit %s became %s after %d iterations; it keeps the rounding that it had",
+                self.method.name, work.unit.name, found.last, found.iterations,
+            )  # fmt: skip
+            return changes
+        changes["encodings"] = {site: rounding.rounded() for site, rounding in work.weights.items()}
+        changes["encodings"] |= {s: step.moved() for s, step in work.steps.items() if step.step.requires_grad}
+        changes["biases"] = {b: module.shift.detach() for b, module in work.biases.items()}
+        return changes
+
+    def _apply(self, unit: Block, changes: Mapping[str, Any]) -> None:
+        overlay = dict(self.state.overlay)
+        for site, shift in changes["biases"].items():
+            overlay[site] = self.state.tensor(site) + shift
+        self.state = self.state.but(encodings={**self.state.encodings, **changes["encodings"]}, overlay=overlay)
+        self.units_learned.append({"unit": unit.name, **changes["learned"]})
+
+    def _finished(self) -> State:
+        """Scales at which tables hold and biases fit."""
+        plan = self.state.plan
+        assert plan is not None
+        for rows in {*self.floats.values(), *self.quantized.values()}:
+            rows.release()
+        state = settle(self.state)
+        encodings = dict(state.encodings)
+        for site, spec in plan.sites.items():
+            if isinstance(spec, Derived):
+                source = encodings[plan.resolve(spec.input)[0]]
+                encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
+        told = {"units": self.units_learned, "spilled": self.budget.spilled,
+                "diverged": [unit["unit"] for unit in self.units_learned if unit["diverged"]]}  # fmt: skip
+        event = Event(step=self.method.name, seconds=0.0, facts=told)
+        return state.but(encodings=encodings, log=(*state.log, event))
+
+
+def _names(unit: Block) -> list[str]:
+    return [v.name or "" for v in unit.inputs]
+
+
+def _first_output(model: ir.Model) -> str:
+    return model.graph.outputs[0].name or ""
+
+
+def _elements(unit: Block) -> int:
+    """Elements of all values of a unit, for one image."""
+    shapes = [v.shape for region in unit.regions for node in region.nodes for v in (*node.inputs, *node.outputs)
+              if v is not None and not v.is_initializer()]  # fmt: skip
+    return sum(int(np.prod([d for d in list(s)[1:] if isinstance(d, int)], dtype=np.int64)) for s in shapes if s)
+
+
+def resident_bytes() -> int:
+    """Memory that the process takes now; its peak so far where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

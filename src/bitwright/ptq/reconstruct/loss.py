@@ -1,0 +1,105 @@
+"""Losses of a unit: how far what it gives is from what the float network gives there.
+
+    error:   mean over images and positions of sum over channels |z~ - z|^p
+    fisher:  the same of |z~ - z|^2 (|g| + damping)^2,   g = dKL(softmax(y) || softmax(y~)) / dz~
+    prediction:  KL(softmax(y) || softmax(y~)), y the network's first output, y~ in float after the unit
+
+The sum over channels, not a mean, sets the balance with the regulariser, which is a sum over weights.
+
+Source: Y. Li et al., BRECQ, ICLR 2021, section 3.2. Choices: in `fisher` g is scaled to a root mean square of 1 (only
+ratios matter beside the regulariser) and the damping is 0, as in the paper; the authors' code has a damping of 1 on
+tiny g, which is the plain error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitwright.lookup import Row
+from bitwright.ptq.reconstruct.work import Work
+
+#: Loss of the images of `index`, a scalar with gradients.
+Loss = Callable[[Tensor], Tensor]
+
+LOSSES: dict[str, Row] = {
+    "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),
+    "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
+    "prediction": Row("bitwright.ptq.reconstruct.loss:prediction_error", "divergence of the network's output"),
+}
+
+
+def summed_over_channels(error: Tensor) -> Tensor:
+    """Mean over images and positions of the sum over channels; channels are axis 1, or the last of three.
+
+    Example:
+        >>> float(summed_over_channels(torch.ones(2, 3, 4, 4)))
+        3.0
+    """
+    channels = error.shape[1] if error.ndim in (2, 4, 5) else error.shape[-1]
+    return error.sum() / (error.numel() / channels)
+
+
+def output_error(work: Work) -> Loss:
+    """`mean sum |z~ - z|^p`."""
+    power = work.method.power
+
+    def loss(index: Tensor) -> Tensor:
+        difference = work.output(index) - work.target[index]
+        error = difference.square() if power == 2 else difference.abs().pow(power)
+        return summed_over_channels(error)
+
+    return loss
+
+
+def fisher_error(work: Work) -> Loss:
+    """`mean sum (z~ - z)^2 g^2`, g from the network that is quantized up to and including this unit."""
+    weights = fisher_weights(work)
+
+    def loss(index: Tensor) -> Tensor:
+        return summed_over_channels((work.output(index) - work.target[index]).square() * weights[index])
+
+    return loss
+
+
+def prediction_error(work: Work) -> Loss:
+    """`KL(softmax(y) || softmax(y~))` of the network's first output, in float after the unit."""
+
+    def loss(index: Tensor) -> Tensor:
+        return prediction_difference(work.logits[index], work.rest(index, work.output(index)))
+
+    return loss
+
+
+def fisher_weights(work: Work) -> Tensor:
+    """`g^2` of every image, over its mean: gradients of the network's divergence from float, in float after the unit.
+
+    Where nothing comes after the unit, its output is the network's own, and all elements count the same.
+    """
+    shape = (len(work.target), *work.target.shape)
+    if not work.rest_inputs:
+        return torch.ones(1).expand(shape)
+    found = torch.empty(shape)
+    for index in torch.arange(len(work.target)).split(work.method.batch):
+        with torch.no_grad():
+            z = work.rounded_output(index)
+        z.requires_grad_(True)
+        divergence = prediction_difference(work.logits[index], work.rest(index, z))
+        (gradient,) = torch.autograd.grad(divergence, z)
+        found[index] = gradient.square()
+    return found / found.mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def prediction_difference(expected: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """`KL(softmax(expected / T) || softmax(logits / T))`, mean over images; classes are the last axis.
+
+    Example:
+        >>> y = torch.tensor([[1.0, 2.0]])
+        >>> float(prediction_difference(y, y))
+        0.0
+    """
+    log_p, log_q = F.log_softmax(expected / temperature, -1), F.log_softmax(logits / temperature, -1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True) / (expected.numel() / expected.shape[-1])
