@@ -33,8 +33,14 @@ class Remedy:
     raises: bool = False
 
 
+#: Of learned rounding: a tenth of what papers take, which is enough to see whether it helps.
+LEARNED_ITERATIONS = 1000
+
 #: In the order in which they are tried: ranges, the network itself, rounding, and only then more bits.
 REMEDIES: dict[str, Remedy] = {
+    "per-channel": Remedy(
+        help="one scale for each output channel of a weight", settings={"place": {"granularity": "channel"}}
+    ),
     "mse-activations": Remedy(
         help="activation ranges of the least squared error", settings={"calibrate": {"activations": "mse"}}
     ),
@@ -48,6 +54,28 @@ REMEDIES: dict[str, Remedy] = {
     "mse-weights": Remedy(
         help="weight ranges of the least squared error",
         settings={"calibrate": {"weights": "mse", "low_bit_weights": "mse"}},
+    ),
+    "equalize": Remedy(
+        help="weight ranges of neighbouring layers made alike", insert={"equalize": ("fold_batchnorm", {})}
+    ),
+    "correct-bias": Remedy(
+        help="the shifts that rounding brings are taken back from the biases",
+        insert={"correct_bias": ("calibrate", {"method": "empirical"})},
+    ),
+    "gptq": Remedy(
+        help="weights of few bits rounded in closed form",
+        insert={"gptq": ("calibrate", {"most_bits": 6})},
+        instead_of=("correct_bias",),
+    ),
+    "adaround": Remedy(
+        help="rounding of weights learned, layer by layer",
+        insert={"adaround": ("calibrate", {"iterations": LEARNED_ITERATIONS})},
+        instead_of=("correct_bias", "gptq"),
+    ),
+    "qdrop": Remedy(
+        help="rounding and activation steps learned, block by block",
+        insert={"qdrop": ("calibrate", {"iterations": LEARNED_ITERATIONS})},
+        instead_of=("correct_bias", "gptq", "adaround"),
     ),
     "raise": Remedy(help="8 bits for the sites that hurt", raises=True),
 }

@@ -25,7 +25,9 @@ from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.execute.observe import float_session, run_session
 from bitwright.pipeline import Step
+from bitwright.ptq import STEPS
 from bitwright.ptq.diagnosis.scan import scan
+from bitwright.ptq.reconstruct.method import bytes_of
 from bitwright.recipes.ladder import LADDER, Rung
 from bitwright.recipes.recipe import Recipe, load_recipe, parse_settings
 from bitwright.targets import TARGETS
@@ -119,8 +121,13 @@ class Auto(ShapeFlag, DataFlags):
 
     def _bench(self, output: Path, terminal: Terminal) -> Bench:
         """Everything that the user gave, checked before anything runs."""
+        bytes_of(self.memory, "--memory")
+        recipes = [load_recipe(rung.recipe) for rung in LADDER if rung.recipe]
         settings = parse_settings(self.step)
-        check_settings(settings, [load_recipe(rung.recipe) for rung in LADDER if rung.recipe])
+        check_settings(settings, recipes)
+        if self.memory:
+            for step in limited(recipes):
+                settings[step] = {"memory": self.memory, **settings.get(step, {})}
         self._check_paths(output)
         placing = placing_of(self.target, self.set, self.ends, self.plan or None, terminal)
         network = float_network(self.model, shapes=self.shape)
@@ -168,6 +175,17 @@ class Auto(ShapeFlag, DataFlags):
             return
         with tempfile.TemporaryDirectory() as path:
             yield Folder(Path(path) / "attempts", run)
+
+
+def limited(recipes: Sequence[Recipe]) -> list[str]:
+    """Steps of the recipes whose memory can be limited.
+
+    Example:
+        >>> limited([load_recipe("int8"), load_recipe("whitepaper")])
+        ['adaround']
+    """
+    steps = dict.fromkeys(name for recipe in recipes for name, _ in recipe.steps)
+    return [name for name in steps if "memory" in STEPS[name].load().__dataclass_fields__]
 
 
 def check_enough(images: int, goal: float, confidence: float, where: str) -> None:
@@ -224,7 +242,8 @@ def passes(steps: Sequence[Step], images: int) -> float:
     for step in steps:
         most = getattr(step, "images", 0) or images
         total += STEP_PASSES * min(images, most)
-        total += LEARN_PASSES * getattr(step, "iterations", 0) * getattr(step, "batch", 1)
+        learned = getattr(step, "iterations", 0) + getattr(step, "step_iterations", 0)
+        total += LEARN_PASSES * learned * getattr(step, "batch", 1)
     return total
 
 

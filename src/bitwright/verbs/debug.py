@@ -20,7 +20,7 @@ from bitwright.ptq.diagnosis.findings import CAUSES, Finding, findings, remedies
 from bitwright.ptq.diagnosis.layers import Layer, look
 from bitwright.ptq.diagnosis.scan import Measured, Scan, scan
 from bitwright.recipes.recipe import load_recipe, parse_settings
-from bitwright.recipes.remedies import REMEDIES, remedied
+from bitwright.recipes.remedies import REMEDIES, Remedy, remedied
 from bitwright.targets import TARGETS
 from bitwright.verbs.debug_text import told
 from bitwright.verbs.preparing import check_output, data_for, float_network, model_files
@@ -32,6 +32,10 @@ from bitwright.verbs.verb import Outcome, argument, option
 
 #: A remedy is kept when it lowers the noise by at least so many dB.
 LEAST_GAIN_DB = 0.05
+#: Of a scan.
+PARTS = ("bypassed", "simulated", "weights", "activations", "both")
+#: Steps that may change the float network itself: ReLU6 that became ReLU, biases that were absorbed.
+CHANGING = ("equalize", "absorb_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,9 @@ class Debug(ShapeFlag, DataFlags):
         with terminal.progress("look at layers", len(bench.measured)) as advance:
             layers = look(state, chosen, bench.measured, images_done=advance)
         found = findings(scanned, layers, {row.site: row.bits for row in scanned.sites}, _ends(state))
-        best, tried = _remedied(bench, base, found, scanned) if scanned.sound else (base, [])
+        changed = any(name in CHANGING for name, _ in base.recipe.steps)
+        sound = scanned.sound and (changed or not scanned.moved)
+        best, tried = _remedied(bench, base, found, scanned) if sound else (base, [])
         if self.output:
             write_bytes(Path(self.output), best.served)
         json = {
@@ -77,8 +83,9 @@ class Debug(ShapeFlag, DataFlags):
             "recipe": base.recipe.name,
             "labelled": bench.labelled,
             "float_accuracy": scanned.float_accuracy,
-            "sound": scanned.sound,
-            **{part: measured_json(getattr(scanned, part)) for part in ("bypassed", "weights", "activations", "both")},
+            "sound": sound,
+            **{part: measured_json(getattr(scanned, part)) for part in PARTS},
+            "moved": scanned.moved,
             "guilty": scanned.guilty,
             "sites": [site_json(row) for row in scanned.sites],
             "layers": [layer_json(layer) for layer in layers],
@@ -92,7 +99,7 @@ class Debug(ShapeFlag, DataFlags):
             "bytes": len(best.served),
             "seconds": time.perf_counter() - start,
         }
-        return Outcome(json=json, text=told(json, self.top), exit_code=0 if scanned.sound else 1)
+        return Outcome(json=json, text=told(json, self.top), exit_code=0 if sound else 1)
 
     def _bench(self, terminal: Terminal) -> Bench:
         """Everything that the user gave, checked before anything runs."""
@@ -102,7 +109,8 @@ class Debug(ShapeFlag, DataFlags):
             if value < least:
                 raise InputError(flag, f"is {value}", f"a whole number from {least} on")
         recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
-        check_settings(settings, [recipe])
+        tries = [remedied(recipe, remedy) for remedy in REMEDIES.values()]
+        check_settings(settings, [recipe, *(other for other in tries if other is not None)])
         if self.output:
             inputs = {
                 self.model: "the float network itself", self.data_path: "what --data names",
@@ -161,7 +169,7 @@ def _remedied(
             continue
         sites = list(dict.fromkeys(hurting)) if remedy.raises else []
         recipe = best.recipe if remedy.raises and sites else remedied(best.recipe, remedy)
-        if recipe is None:
+        if recipe is None or _is_decided(remedy, bench):
             continue
         widest = TARGETS[base.quantized.plan.target].load().widest_weight
         more = eight_bits({site: kinds[site] for site in sites}, widest)
@@ -179,6 +187,12 @@ def _remedied(
         if kept and after is not None:
             best = after
     return best, tried
+
+
+def _is_decided(remedy: Remedy, bench: Bench) -> bool:
+    """Whether the user's own settings stand against what a remedy would change."""
+    own = {(step, key) for step, settings in bench.settings.items() for key in settings}
+    return any((step, key) in own for step, settings in remedy.settings.items() for key in settings)
 
 
 def _causes(remedy: str, found: Sequence[Finding]) -> list[str]:

@@ -19,7 +19,8 @@ LONG_TAIL = 6.0
 BIASED = 0.05
 #: Share of values beyond the range.
 SATURATED = 0.05
-#: Share of the codes that hold the middle 99.9 % of the values, or that any value has.
+#: Share of the codes that hold the middle 99.9 % of the values. How many codes are ever used tells less: images of few
+#: grey levels use few, all over their range.
 UNUSED = 0.5
 #: Width from which on finer rounding or ranges change little.
 FINE_BITS = 8
@@ -117,8 +118,6 @@ def _of_values(layer: Layer, widths: Mapping[str, int]) -> list[tuple[str, str]]
         causes.append(("saturated", f"{100 * look.clipped:.1f} % of the values"))
     if look.core < UNUSED:
         causes.append(("activation-tail", f"99.9 % of the values in {100 * look.core:.0f} % of the codes"))
-    elif look.used < UNUSED:
-        causes.append(("activation-tail", f"{100 * look.used:.0f} % of the codes are ever used"))
     if bits < FINE_BITS - 1:
         causes.append(("coarse-activations", f"{bits} bits"))
     return causes

@@ -24,6 +24,7 @@ from torch import Tensor
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.execute.observe import float_session, run_session
+from bitwright.graph.overlay import with_overlay
 from bitwright.graph.regions import find_regions
 from bitwright.pipeline import Progress, State
 from bitwright.ptq.diagnosis.switches import Switched
@@ -81,7 +82,9 @@ class Scan:
 
     Attributes:
         images: images seen.
-        bypassed: all quantizers off, beside the float file in ONNX Runtime: the check of the simulation itself.
+        bypassed: all quantizers off, beside the float file in ONNX Runtime.
+        simulated: the same, beside ONNX Runtime on the network that is quantized, which steps such as equalization
+            may have changed: the check of the simulation itself.
         float_accuracy: of the float file; None without labels.
         weights, activations, both: with these quantizers on.
         sites: each site, the one that hurts most alone first; empty where sites were not scanned.
@@ -89,6 +92,7 @@ class Scan:
 
     images: int
     bypassed: Measured
+    simulated: Measured
     float_accuracy: float | None
     weights: Measured
     activations: Measured
@@ -97,11 +101,13 @@ class Scan:
 
     @property
     def sound(self) -> bool:
-        """Whether the simulation without quantizers is the float network, to SAME_DB and a thousandth of accuracy."""
-        moved = 0.0
-        if self.float_accuracy is not None and self.bypassed.accuracy is not None:
-            moved = abs(self.float_accuracy - self.bypassed.accuracy)
-        return self.bypassed.sqnr_db >= SAME_DB and moved <= 0.001
+        """Whether the simulation without quantizers is the network that is quantized, to SAME_DB."""
+        return self.simulated.sqnr_db >= SAME_DB
+
+    @property
+    def moved(self) -> bool:
+        """Whether the network that is quantized is another function than the float file."""
+        return self.bypassed.sqnr_db < SAME_DB
 
     @property
     def guilty(self) -> str:
@@ -163,7 +169,7 @@ def scan(
         InputError: the state is not calibrated, or outputs are not finite.
     """
     switched = Switched(state)
-    session = float_session(state.reference)
+    session, changed = float_session(state.reference), float_session(with_overlay(state.model, state.overlay))
     sums: dict[tuple[str, str], _Sum] = {}
 
     def count(key: tuple[str, str], y: Tensor, reference: Tensor, labels: np.ndarray | None) -> None:
@@ -171,7 +177,10 @@ def scan(
 
     for batch in batches:
         labels = batch.labels if labelled else None
-        served = torch.from_numpy(run_session(session, None, _feeds(session, batch.inputs))[0])[: batch.valid]
+        served, own = (
+            torch.from_numpy(run_session(runs, None, _feeds(runs, batch.inputs))[0])[: batch.valid]
+            for runs in (session, changed)
+        )
         inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
         switched.turn(())
         (y, *_), none = switched.run(inputs)
@@ -180,6 +189,7 @@ def scan(
             raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
         count(("float", ""), served, served, labels)
         count(("bypassed", ""), reference, served, labels)
+        count(("simulated", ""), reference, own, labels)
         for name, on in (("weights", switched.weights), ("activations", switched.activations)):
             switched.turn(on)
             count((name, ""), switched.run(inputs)[0][0], reference, labels)
@@ -195,7 +205,8 @@ def scan(
             images_done(batch.valid)
     found = {key: total.result() for key, total in sums.items()}
     return Scan(
-        images=sums["both", ""].images, bypassed=found["bypassed", ""], float_accuracy=found["float", ""].accuracy,
+        images=sums["both", ""].images, bypassed=found["bypassed", ""],
+        simulated=found["simulated", ""], float_accuracy=found["float", ""].accuracy,
         weights=found["weights", ""], activations=found["activations", ""], both=found["both", ""],
         sites=_sites(state, switched, found) if each else (),
     )  # fmt: skip
