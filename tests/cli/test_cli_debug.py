@@ -14,7 +14,9 @@ import bitwright as bw
 
 @pytest.fixture(scope="module")
 def ranges(assets: Path) -> list[Any]:
-    return ["--data", assets / "digits_calib.npz", "--images", 64]
+    """Images that set ranges, and little learning."""
+    little = ["--step", "adaround.iterations=10", "--step", "qdrop.iterations=10"]
+    return ["--data", assets / "digits_calib.npz", "--images", 64, *little]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def arguments(float_file: Path, int8_file: Path, test_images: Path, image_file: 
     ranges = ["--data", float_file.with_name("digits_calib.npz")]
     return {
         "auto": [float_file, *ranges, "--eval-data", test_images, "--max-drop", "5"],
-        "debug": [float_file, *few, "--top", "3", "--set", "W=4,A=4"],
+        "debug": [float_file, *few, "--top", "3"],
         "inspect": [float_file],
         "quantize": [float_file, *few],
         "run": [int8_file, image_file(0), "--against", float_file, "--color", "GRAY"],
