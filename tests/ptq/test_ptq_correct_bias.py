@@ -51,12 +51,13 @@ def calibrated(folded: Folded, batches_of: BatchesOf, *settings: str, **place: A
     return run_chain([Place(set=settings, **place), Calibrate()], state, batches), batches
 
 
-def means(state: State, batches: Batches, reference: State, corrected: bool = True) -> dict[str, Tensor]:
-    """`mean(y~ - y)` of each layer, `[channels]`, with activations in float."""
+def means(state: State, batches: Batches, reference: State) -> dict[str, Tensor]:
+    """`mean(y~ - y)` of each layer, `[channels]`, with activations and biases in float."""
     assert state.plan is not None
     names = [r.op.outputs[0].name or "" for r in find_regions(state.model) if r.weight is not None]
-    activations = {s for s in state.plan.sites if s not in state.model.graph.initializers}
-    program = simulated_program(state, outputs=names, quantizers={s: nn.Identity() for s in activations})
+    weights = {r.weight.name for r in find_regions(state.model) if r.weight is not None}
+    left = {s: nn.Identity() for s in state.plan.sites if s not in weights}
+    program = simulated_program(state, outputs=names, quantizers=left)
     x = torch.from_numpy(np.concatenate([b.inputs["x"] for b in batches]))
     found, wanted = program.module(x), float_program(reference, outputs=names).module(x)
     return {n: (a - b).mean((0, 2, 3)) for n, a, b in zip(names, found, wanted, strict=True)}
@@ -69,7 +70,6 @@ def test_images_take_the_shift_of_every_layer_back(folded: Folded, batches_of: B
     assert len(before) == 3
     for name, shift in after.items():
         assert float(before[name].abs().max()) > 1e-2
-        # Up to the steps of the int32 bias.
         assert float(shift.abs().max()) < 1e-4, name
     assert found.log[-1].facts["corrected"] == 3
 

@@ -75,7 +75,7 @@ def test_elementwise_functions_are_integrated(op: str, folded: Folded) -> None:
     m = behind(folded, (op, "c", "y"))
     drawn = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = drawn * torch.tensor([1.0, 2.0]) + torch.tensor([0.5, -1.0])
-    functions = {
+    functions: dict[str, Any] = {
         "HardSwish": torch.nn.functional.hardswish, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh,
         "LeakyRelu": lambda v: torch.nn.functional.leaky_relu(v, 0.01),
     }  # fmt: skip
@@ -85,8 +85,12 @@ def test_elementwise_functions_are_integrated(op: str, folded: Folded) -> None:
 
 
 def test_a_layer_without_batch_norm_adds_up_its_inputs(folded: Folded) -> None:
-    alike = {key: [value] * 16 for key, value in dict(gamma=-1.0, beta=0.5, mean=0.0, var=1.0).items()}
-    weight = {"a": np.ones((16, 1, 1, 1)), "w": np.array([2.0, -1.0] * 8).reshape(1, 16, 1, 1), "b": [3.0]}
+    alike: dict[str, Any] = {key: [value] * 16 for key, value in dict(gamma=-1.0, beta=0.5, mean=0.0, var=1.0).items()}
+    weight: dict[str, Any] = {
+        "a": np.ones((16, 1, 1, 1)),
+        "w": np.array([2.0, -1.0] * 8).reshape(1, 16, 1, 1),
+        "b": [3.0],
+    }
     m = behind(folded, ("Conv", "c w b", "y"), **alike, **weight)
     deviation = (8 * 4 + 8 * 1) ** 0.5
     assert close(m.mean, [8 * (2 * 0.5 - 0.5) + 3.0]) and close(m.deviation, [deviation])
