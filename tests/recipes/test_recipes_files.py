@@ -119,7 +119,7 @@ def test_files_that_are_no_recipe(text: str, told: str, write: Write) -> None:
     [
         ("[fold_batchnorm, plce]", "step 'plce': there is no step of this name; did you mean 'place'?"),
         ("[{place: {end: 8}}]", "place: there is no setting 'end'; did you mean 'ends'?"),
-        ("[{place: {8: 8}}]", "place: there is no setting 8; choose from ends, plan, set, target"),
+        ("[{place: {8: 8}}]", "place: there is no setting 8; choose from ends, granularity, plan, set, target"),
         ("[{place: {ends: '8'}}]", "place.ends: is '8' (str); expected a int, like 8"),
         ("[{place: {ends: true}}]", "place.ends: is True (bool); expected a int, like 8"),
         ("[{place: {ends: 8.0}}]", "place.ends: is 8.0 (float); expected a int, like 8"),

@@ -168,9 +168,9 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, where: str = "plan")
         own = plan.sites[site]
         if isinstance(own, QSpec) and isinstance(spec, QSpec):
             width = Width(bits=own.bits, format=own.format)
-            if own.axis is None:  # one scale for a weight is as good as one for each channel
-                spec = dataclasses.replace(spec, axis=None)
             spec = _spec_of(f"{where}: {site}", spec, width, site in weights, target)
+            if own == dataclasses.replace(spec, axis=None):  # a weight may have one scale in all
+                continue
         if own != spec and not (isinstance(own, Float) and isinstance(spec, Float)):
             raise InputError(f"{where}: {site}", described(own), f"{described(spec)}, as on {target.name}")
     for region, sites in expected.regions.items():

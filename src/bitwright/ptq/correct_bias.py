@@ -129,11 +129,13 @@ class CorrectBias:
         layers = {r.op.outputs[0].name or "": r.bias.name or "" for r in correctable(state) if r.bias is not None}
         if not layers:
             return {}
-        quantizers: dict[str, nn.Module] = {}
+        assert state.plan is not None
+        # Biases are rounded anew once they are corrected.
+        left = {site for site, spec in state.plan.sites.items() if isinstance(spec, Derived)}
         if not self.activations:
-            assert state.plan is not None
             roots = {state.plan.resolve(s)[0] for s in state.plan.sites if state.plan.qspec(s) is not None}
-            quantizers = {site: nn.Identity() for site in roots if site not in state.model.graph.initializers}
+            left |= {site for site in roots if site not in state.model.graph.initializers}
+        quantizers: dict[str, nn.Module] = {site: nn.Identity() for site in left}
         chosen = list(batches.take(min(self.images, len(batches))))
         names = list(layers)
         means = _float_means(state, names, chosen)

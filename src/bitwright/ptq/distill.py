@@ -109,12 +109,12 @@ class Distill:
         for _ in range(self.iterations):
             optimiser.zero_grad()
             loss = batchnorm_loss(program, watched, images)
-            if not bool(torch.isfinite(loss)):
-                raise InputError(
-                    "--data distilled", f"the loss is {float(loss)} after {len(losses)} iterations", "a finite loss",
-                    "make distill.lr smaller, and check the network's weights",
-                )  # fmt: skip
             losses.append(float(loss.detach()))
+            if not np.isfinite(losses[-1]):
+                raise InputError(
+                    "--data distilled", f"the loss is {losses[-1]} after {len(losses) - 1} iterations",
+                    "a finite loss", "make distill.lr smaller, and check the network's weights",
+                )  # fmt: skip
             loss.backward()
             optimiser.step()
             schedule.step(losses[-1])
