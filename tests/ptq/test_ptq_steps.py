@@ -34,6 +34,7 @@ TRUTHS: dict[str, Callable[[State], bool]] = {
     "corrected biases": lambda s: s.plan is not None and any(
         site in s.overlay for site, spec in s.plan.sites.items() if isinstance(spec, Derived)
     ),
+    "rounded weights": lambda s: any(e.codes is not None for e in s.encodings.values()),
 }  # fmt: skip
 
 
