@@ -22,8 +22,9 @@ TIMES = ("seconds", "attempted_seconds", "peak_memory_mb")
 
 
 @pytest.fixture(autouse=True)
-def _cheap_rungs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rungs that take a second each, and a scan of few images."""
+def _cheap_rungs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rungs that take a second each, and a scan of few images; files go to a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(auto, "LADDER", CHEAP)
     monkeypatch.setattr(auto, "SCANNED", 16)
 
