@@ -2,7 +2,8 @@
 
 A quantized layer gives `E[y~ - y] = sum (W~ - W) E[x]` too much, channel by channel; so `b -= E[y~ - y]`.
 
-- analytic: `E[x]` of each input channel from the batch norm before it, a normal variable clipped by the activation.
+- analytic: `E[x]` of each input channel from the batch norm before it, a normal variable clipped by the activation;
+  of the network's input, the middle of its range.
 - empirical: both networks see the same images; what counts is the mean of the layer's own output, before its
   activation, over images and space. Layers in execution order, so that all earlier ones are quantized and corrected.
 
@@ -48,15 +49,11 @@ class CorrectBias:
         method: `empirical`, from images, or `analytic`, from the statistics of batch norm.
         images: so many at most, for `empirical`; activations of one part of the network are held for all of them.
         activations: quantize activations meanwhile too, for `empirical`.
-        input_low: low end of the network's input, for `analytic`.
-        input_high: high end of it.
     """
 
     method: str = "empirical"
     images: int = 512
     activations: bool = False
-    input_low: float = -3.0
-    input_high: float = 3.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"encodings"})
     gives: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
@@ -100,7 +97,7 @@ class CorrectBias:
                 "correct_bias", "the network has no batch norm to tell its means from", "a network with batch norm",
                 "use correct_bias.method=empirical, with images",
             )  # fmt: skip
-        known = moments_of(state, input_range=(self.input_low, self.input_high))
+        known = moments_of(state, ranges=input_ranges(state))
         shifts: dict[str, Tensor] = {}
         left_out: dict[str, str] = {}
         for region in correctable(state):
@@ -141,6 +138,19 @@ class CorrectBias:
         means = _float_means(state, names, chosen)
         program = simulated_program(state, outputs=names, quantizers=quantizers)
         return {layers[name]: shift for name, shift in _shifts(program, means, chosen).items()}
+
+
+def input_ranges(state: State) -> dict[str, tuple[float, float]]:
+    """The range of each quantized input of the network, by its encoding."""
+    assert state.plan is not None
+    found = {}
+    for name in (value.name or "" for value in state.model.graph.inputs):
+        if state.plan.qspec(name) is not None:
+            encoding = state.encoding(name)
+            ends = torch.tensor([encoding.spec.grid.qmin, encoding.spec.grid.qmax], dtype=torch.int32)
+            low, high = encoding.dequantize(ends).tolist()
+            found[name] = (low, high)
+    return found
 
 
 def correctable(state: State) -> list[Region]:

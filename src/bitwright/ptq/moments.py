@@ -92,17 +92,22 @@ class Known:
     unknown: Mapping[str, str] = field(default_factory=dict)
 
 
-def moments_of(state: State, *, deviations: float = 6.0, input_range: tuple[float, float] = (-3.0, 3.0)) -> Known:
+def moments_of(
+    state: State, *, deviations: float = 6.0, input_range: tuple[float, float] = (-3.0, 3.0),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Known:  # fmt: skip
     """Moments of every value of a folded network.
 
     Args:
         state: its statistics of batch norm say what the layers give.
         deviations: n.
         input_range: of the network's inputs, which are taken to be three deviations to each side of the middle.
+        ranges: of single inputs, `{name: (low, high)}`, in place of `input_range`.
     """
     walk = _Walk(state, deviations)
-    low, high = (torch.tensor([end], dtype=torch.float64) for end in input_range)
     for value in state.model.graph.inputs:
+        ends = (ranges or {}).get(value.name or "", input_range)
+        low, high = (torch.tensor([end], dtype=torch.float64) for end in ends)
         if value.dtype is not None and value.dtype.is_floating_point():
             walk.put(value, Moments(mean=(low + high) / 2, deviation=(high - low) / 6, low=low, high=high,
                                     normal=False))  # fmt: skip
