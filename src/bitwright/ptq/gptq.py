@@ -177,10 +177,10 @@ class Gptq:
     """
 
     most_bits: int = 4
-    images: int = 512
-    rows: int = 64
+    images: int = 256
+    rows: int = 32
     damping: float = 0.01
-    act_order: bool = False
+    act_order: bool = True
     inputs: str = "float"
     correct_inputs: bool = True
     seed: int = 0
