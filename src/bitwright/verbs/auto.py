@@ -198,7 +198,7 @@ def check_enough(images: int, goal: float, confidence: float, where: str) -> Non
         >>> check_enough(390, 0.005, 0.95, "d")
         >>> check_enough(300, 0.005, 0.95, "d")
         Traceback (most recent call last):
-        bitwright.errors.InputError: d: 300 images cannot show ... expected at least 390 images, ...
+        bitwright.errors.InputError: d: 300 images cannot show ... expected at least 390 images; ...
     """
 
     def shows(n: int) -> bool:
