@@ -66,11 +66,11 @@ class Equalize:
     Through ReLU6 this is not exact: the bound of channel i would become `6 / s_i`, and an activation has one bound.
 
     Args:
-        relu6: `replace` makes a plain ReLU of each ReLU6 inside a set, as the paper does; `widen` bounds all its
-            channels at the largest `6 / s_i`; `keep` leaves sets with ReLU6 as they are.
+        relu6: `widen` bounds all channels of a ReLU6 inside a set at the largest `6 / s_i`; `replace` makes a plain
+            ReLU of it, as the paper does; `keep` leaves sets with ReLU6 as they are.
     """
 
-    relu6: str = "replace"
+    relu6: str = "widen"
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     gives: ClassVar[frozenset[str]] = frozenset()
@@ -82,8 +82,8 @@ class Equalize:
         Raises:
             InputError: an unknown setting, or a network that has a plan.
         """
-        if self.relu6 not in ("replace", "widen", "keep"):
-            raise InputError("equalize.relu6", f"is {self.relu6!r}", "replace, widen or keep")
+        if self.relu6 not in ("widen", "replace", "keep"):
+            raise InputError("equalize.relu6", f"is {self.relu6!r}", "widen, replace or keep")
         if state.plan is not None:
             raise InputError("equalize", "the network has a plan", "one that is not placed", "run it before 'place'")
         model = state.model.clone()
