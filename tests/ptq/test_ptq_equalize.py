@@ -15,6 +15,7 @@ from bitwright.errors import InputError
 from bitwright.graph.layers import find_links
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
+from bitwright.graph.regions import activation_bounds
 from bitwright.models import build
 from bitwright.pipeline import State, run_chain
 from bitwright.plan.plan import Plan
@@ -155,9 +156,9 @@ def test_a_network_stays_the_same_function(name: str) -> None:
 def test_depthwise_triples_end_with_equal_ranges_and_batch_norm_follows() -> None:
     network = build("small_inverted_residual")
     state = folded_module(drawn(network, spread=0.2), network.input_shape)
-    found = Equalize()(state)
+    found = Equalize(relu6="replace")(state)
     triples = [links for links in equalizable_sets(find_links(found.model)) if len(links) == 2]
-    assert triples and found.log[-1].facts["relu6_replaced"] > 0
+    assert triples and found.log[-1].facts["relu6_changed"] > 0
     for first, second in triples:
         a, b = (output_ranges(link.first, found.tensor(link.first.weight)) for link in (first, second))
         c = input_ranges(second.last, found.tensor(second.last.weight))
@@ -183,8 +184,8 @@ def test_relu6_can_be_kept_and_then_nothing_changes_through_it() -> None:
     state = folded_module(drawn(network), network.input_shape)
     found = Equalize(relu6="keep")(state)
     x = 3 * torch.randn(2, *network.input_shape)
-    assert same(output(state, x), output(found, x)) and found.log[-1].facts["relu6_replaced"] == 0
-    replaced = Equalize()(state)
+    assert same(output(state, x), output(found, x)) and found.log[-1].facts["relu6_changed"] == 0
+    replaced = Equalize(relu6="replace")(state)
     assert sum(n.op_type == "Clip" for n in replaced.model.graph) < sum(n.op_type == "Clip" for n in state.model.graph)
 
 
@@ -205,6 +206,25 @@ def test_statistics_of_a_batch_norm_before_a_layer_follow(folded: Folded) -> Non
     assert torch.allclose(found.input_batchnorm[weight].var * s**2, state.input_batchnorm[weight].var, rtol=1e-5)
     x = torch.randn(2, 1, 4, 4)
     assert same(output(state, x), output(found, x))
+
+
+def test_a_wider_bound_is_nearer_to_the_function_than_none(folded: Folded) -> None:
+    """s = [2, 1/3]: the bound 18 is exact for the second channel, and lets the first rise to 36 where it was 6."""
+    clip = ("Clip", "a zero six", "m")
+    weights = {
+        "a.weight": np.array([4, 1], np.float32).reshape(2, 1, 1, 1), "zero": np.array(0, np.float32),
+        "b.weight": np.array([1, 9], np.float32).reshape(1, 2, 1, 1), "six": np.array(6, np.float32),
+    }  # fmt: skip
+    state = folded([("Conv", "x a.weight", "a"), clip, ("Conv", "m b.weight", "y")], weights, (1, 4, 4))
+    widened, replaced = (Equalize(relu6=how)(state) for how in ("widen", "replace"))
+    (node,) = (n for n in widened.model.graph if n.op_type == "Clip")
+    bounds = activation_bounds(node)
+    assert bounds is not None and bounds[0] == 0 and bounds[1] == pytest.approx(18.0)
+    x = torch.tensor([-1.0, 1.4, 8.0, 50.0]).reshape(4, 1, 1, 1).expand(4, 1, 4, 4)
+    wanted, found, loose = (output(s, x)[:, 0, 0, 0].tolist() for s in (state, widened, replaced))
+    assert wanted == pytest.approx([0, 5.6 + 9 * 1.4, 6 + 54, 6 + 54])
+    assert found == pytest.approx([0, 5.6 + 9 * 1.4, 32 + 54, 36 + 54])
+    assert loose == pytest.approx([0, 5.6 + 9 * 1.4, 32 + 72, 200 + 450])
 
 
 # What it is for.
@@ -247,7 +267,7 @@ def test_it_comes_before_placing(folded: Folded) -> None:
     state = pair(folded, "relu")
     with pytest.raises(InputError, match=r"equalize: the network has a plan; .*; run it before 'place'"):
         Equalize()(state.but(plan=Plan(target="onnxruntime-x64", sites={}, regions={})))
-    with pytest.raises(InputError, match=r"equalize\.relu6: is 'drop'; expected replace or keep"):
+    with pytest.raises(InputError, match=r"equalize\.relu6: is 'drop'; expected widen, replace or keep"):
         Equalize(relu6="drop")(state)
 
 

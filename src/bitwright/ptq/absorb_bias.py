@@ -35,6 +35,7 @@ def absorbed(bn: BatchNorm, deviations: float = 3.0, rectified: bool = True) -> 
     """`c = max(0, beta - n |gamma|)` of each channel; `beta` where no activation follows.
 
     Example:
+        >>> import torch
         >>> one = torch.ones(2)
         >>> bn = BatchNorm(gamma=torch.tensor([0.5, -1.0]), beta=torch.tensor([2.0, 2.0]), mean=one, var=one, eps=0.0)
         >>> absorbed(bn).tolist(), absorbed(bn, rectified=False).tolist()

@@ -27,6 +27,8 @@ from torch import Tensor
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.graph.layers import Layer, Link, find_links
+from bitwright.graph.names import fresh_name
+from bitwright.graph.overlay import set_initializer
 from bitwright.graph.regions import activation_bounds
 from bitwright.graph.swap import swap
 from bitwright.pipeline import BatchNorm, Event, Progress, State
@@ -61,14 +63,14 @@ def equalization_factors(ranges: Sequence[Tensor]) -> list[Tensor]:
 class Equalize:
     """Make the weight ranges of neighbouring layers alike, so that one scale for a whole weight is enough.
 
-    Through ReLU6 this is no longer exact: its bound would have to follow the factors.
+    Through ReLU6 this is not exact: the bound of channel i would become `6 / s_i`, and an activation has one bound.
 
     Args:
-        relu6: `replace` makes a plain ReLU of each ReLU6 inside a set, as the paper does; `keep` leaves sets with
-            ReLU6 as they are.
+        relu6: `widen` bounds all channels of a ReLU6 inside a set at the largest `6 / s_i`; `replace` makes a plain
+            ReLU of it, as the paper does; `keep` leaves sets with ReLU6 as they are.
     """
 
-    relu6: str = "replace"
+    relu6: str = "widen"
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     gives: ClassVar[frozenset[str]] = frozenset()
@@ -80,23 +82,24 @@ class Equalize:
         Raises:
             InputError: an unknown setting, or a network that has a plan.
         """
-        if self.relu6 not in ("replace", "keep"):
-            raise InputError("equalize.relu6", f"is {self.relu6!r}", "replace or keep")
+        if self.relu6 not in ("widen", "replace", "keep"):
+            raise InputError("equalize.relu6", f"is {self.relu6!r}", "widen, replace or keep")
         if state.plan is not None:
             raise InputError("equalize", "the network has a plan", "one that is not placed", "run it before 'place'")
         model = state.model.clone()
         links = [link for link in find_links(model) if self._equalizable(link)]
         sets = equalizable_sets(links)
-        inside = [node for links in sets for link in links for node in link.between]
-        bounded = [node for node in inside if activation_bounds(node) == RELU6]
-        for node in bounded:
-            swap(model, node, ir.Node("", "Relu", [node.inputs[0]]))
+        inside = [(node, link) for links in sets for link in links for node in link.between]
+        bounded = [(node, link) for node, link in inside if activation_bounds(node) == RELU6]
         work = _Work(state)
         sweeps, largest = 0, float("inf")
         while sets and sweeps < SWEEPS and largest >= STILL:
             largest = max(work.equalize(links) for links in sets)
             sweeps += 1
-        told = {"equalized_sets": len(sets), "equalization_sweeps": sweeps, "relu6_replaced": len(bounded)}
+        for node, link in bounded:
+            bound = RELU6[1] / work.total[link.first.weight].min()
+            _with_bound(model, node, float(bound) if self.relu6 == "widen" else None)
+        told = {"equalized_sets": len(sets), "equalization_sweeps": sweeps, "relu6_changed": len(bounded)}
         return work.state(model if bounded else state.model).but(
             log=(*state.log, Event(step="equalize", seconds=0.0, facts=told))
         )
@@ -108,7 +111,16 @@ class Equalize:
 
     def _homogeneous(self, node: ir.Node) -> bool:
         bounds = activation_bounds(node)
-        return bounds is None or bounds == (0.0, float("inf")) or (bounds == RELU6 and self.relu6 == "replace")
+        return bounds is None or bounds == (0.0, float("inf")) or (bounds == RELU6 and self.relu6 != "keep")
+
+
+def _with_bound(model: ir.Model, node: ir.Node, bound: float | None) -> None:
+    """A ReLU6 with another bound, or a ReLU, in place."""
+    if bound is None:
+        swap(model, node, ir.Node("", "Relu", [node.inputs[0]]))
+    else:
+        name = fresh_name(model, f"{node.outputs[0].name}/bound")
+        node.replace_input_with(2, set_initializer(model, name, torch.tensor(bound)))
 
 
 def equalizable_sets(links: Sequence[Link]) -> list[tuple[Link, ...]]:
@@ -137,6 +149,7 @@ class _Work:
     def __init__(self, state: State) -> None:
         self.before = state
         self.tensors: dict[str, Tensor] = {}
+        self.total: dict[str, Tensor] = {}  # what the outputs of each layer were divided by, all sweeps together
         self.batchnorm, self.input_batchnorm = dict(state.batchnorm), dict(state.input_batchnorm)
 
     def tensor(self, name: str) -> Tensor:
@@ -159,6 +172,7 @@ class _Work:
         factors = equalization_factors([*middle, input_ranges(last.last, self.tensor(last.last.weight), last.repeat)])
         for link, s in zip(links, factors, strict=True):
             self._divide_outputs(link.first, s)
+            self.total[link.first.weight] = self.total.get(link.first.weight, 1.0) * s
             self._multiply_inputs(link.last, s.repeat_interleave(link.repeat))
         return max(float(s.log().abs().max()) for s in factors)
 
