@@ -237,8 +237,8 @@ def test_the_layers_error_falls(kind: str, placed: Placed, batches_of: BatchesOf
 @pytest.mark.parametrize(("transposed", "tokens"), [(False, False), (True, False), (True, True)])
 def test_linear_layers(transposed: bool, tokens: bool, placed: Placed, batches_of: BatchesOf) -> None:
     """Weights `[O, I]` and `[I, O]`, images of one row and of several."""
-    shape = (5, 12) if tokens else (12,)
-    weight = GENERATOR.standard_normal((12, 6)).astype(np.float32)
+    shape = (5, 40) if tokens else (40,)
+    weight = GENERATOR.standard_normal((40, 6)).astype(np.float32)
     node = ("MatMul", "x w", "y") if transposed else ("Gemm", "x w", "y", {"transB": 1})
     state = placed([node], {"w": weight if transposed else weight.T.copy()}, shape, "W=4", ends=0)
     images = batches_of(state, smooth_images(shape), batch=8)
@@ -248,7 +248,7 @@ def test_linear_layers(transposed: bool, tokens: bool, placed: Placed, batches_o
     codes = codes_of(after, name)
     assert codes.shape == before.tensor(name).shape
     told = after.log[-1].facts["layer errors"][name]
-    assert told[1] < 0.5 * told[0]
+    assert told[1] < 0.7 * told[0]
     kept = Gptq(rows=2)(before, images)
     assert not tokens or not torch.equal(codes_of(kept, name), codes)
 
