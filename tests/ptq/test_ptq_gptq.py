@@ -32,6 +32,13 @@ def quarters(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(x / 0.25).int(), torch.round(x / 0.25) * 0.25
 
 
+def codes_of(state: State, name: str) -> Tensor:
+    """The codes that were chosen."""
+    codes = state.encodings[name].codes
+    assert codes is not None
+    return codes
+
+
 def correlated(rows: int, columns: int, noise: float) -> Tensor:
     """Rows whose columns are nearly multiples of one another."""
     common = torch.randn(rows, 1) * torch.rand(1, columns).add(0.5)
@@ -230,20 +237,20 @@ def test_the_layers_error_falls(kind: str, placed: Placed, batches_of: BatchesOf
 @pytest.mark.parametrize(("transposed", "tokens"), [(False, False), (True, False), (True, True)])
 def test_linear_layers(transposed: bool, tokens: bool, placed: Placed, batches_of: BatchesOf) -> None:
     """Weights `[O, I]` and `[I, O]`, images of one row and of several."""
-    shape = (5, 12) if tokens else (12,)
-    weight = GENERATOR.standard_normal((12, 6)).astype(np.float32)
+    shape = (5, 40) if tokens else (40,)
+    weight = GENERATOR.standard_normal((40, 6)).astype(np.float32)
     node = ("MatMul", "x w", "y") if transposed else ("Gemm", "x w", "y", {"transB": 1})
     state = placed([node], {"w": weight if transposed else weight.T.copy()}, shape, "W=4", ends=0)
     images = batches_of(state, smooth_images(shape), batch=8)
     before = calibrated(state, images)
     (name,) = [layer.weight for layer in Gptq().layers(before)]
     after = Gptq(act_order=True)(before, images)
-    codes = after.encodings[name].codes
-    assert codes is not None and codes.shape == before.tensor(name).shape
+    codes = codes_of(after, name)
+    assert codes.shape == before.tensor(name).shape
     told = after.log[-1].facts["layer errors"][name]
-    assert told[1] < 0.5 * told[0]
+    assert told[1] < 0.7 * told[0]
     kept = Gptq(rows=2)(before, images)
-    assert not tokens or not torch.equal(kept.encodings[name].codes, codes)
+    assert not tokens or not torch.equal(codes_of(kept, name), codes)
 
 
 def test_inputs_without_correlation_change_nothing(placed: Placed, batches_of: BatchesOf) -> None:
@@ -252,7 +259,7 @@ def test_inputs_without_correlation_change_nothing(placed: Placed, batches_of: B
     images = batches_of(state, np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32))
     before = calibrated(state, images)
     after = Gptq()(before, images)
-    assert torch.equal(after.encodings["w"].codes, before.encodings["w"].quantize(state.tensor("w")))
+    assert torch.equal(codes_of(after, "w"), before.encodings["w"].quantize(state.tensor("w")))
 
 
 def test_taps_that_a_transposed_convolution_lacks_stay_zero(placed: Placed, batches_of: BatchesOf) -> None:
@@ -312,8 +319,7 @@ def test_with_exact_inputs_both_kinds_are_one(placed: Placed, batches_of: Batche
     x[0, 0, 0, 0], x[0, 0, 0, 1] = 0, 255  # every value has a code of its own
     images = batches_of(state, x)
     before = calibrated(state, images)
-    found = [Gptq(inputs=kind)(before, images).encodings["w"].codes for kind in gptq.INPUTS]
-    assert found[0] is not None and torch.equal(*found)
+    assert torch.equal(*(codes_of(Gptq(inputs=kind)(before, images), "w") for kind in gptq.INPUTS))
 
 
 def test_wider_weights_are_left_and_cost_nothing(placed: Placed, batches_of: BatchesOf) -> None:
@@ -338,7 +344,7 @@ def test_passes_are_bounded_and_change_nothing(placed: Placed, batches_of: Batch
     monkeypatch.setattr(gptq, "in_passes", lambda layers: in_passes(layers, most))
     twice = Gptq()(before, images)
     assert (once.log[-1].facts["passes"], twice.log[-1].facts["passes"]) == (1, 2)
-    assert all(torch.equal(once.encodings[n].codes, twice.encodings[n].codes) for n in ("w", "v"))
+    assert all(torch.equal(codes_of(once, n), codes_of(twice, n)) for n in ("w", "v"))
 
 
 def test_rows_that_are_too_long_are_cut(placed: Placed, batches_of: BatchesOf, monkeypatch: Any) -> None:
@@ -391,7 +397,7 @@ def test_the_file_is_proven(width: str, inputs: str, assets: Path) -> None:
 
 def test_the_default_recipe_is_int8_where_nothing_is_narrow(assets: Path) -> None:
     calib, digits = assets / "digits_calib.npz", assets / "digits.onnx"
-    plain, fast = (bw.quantize(digits, calib, limit=32, **kw) for kw in ({"recipe": "int8"}, {}))
+    plain, fast = bw.quantize(digits, calib, limit=32, recipe="int8"), bw.quantize(digits, calib, limit=32)
     assert [e.step.partition("(")[0] for e in fast.state.log] == ["FoldBatchNorm", "Place", "Calibrate", "Gptq"]
     assert plain.plan == fast.plan and "layer errors" not in fast.state.log[-1].facts
     for site, encoding in plain.state.encodings.items():

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.plan.spec import QSpec
 from bitwright.ptq.calibrate import Calibrate
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
+from bitwright.ptq.gptq import Gptq
 from bitwright.ptq.place import Place
 from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings, recipe_names
+from bitwright.verbs.quantize import Quantize
 
 GOOD = "help: mine\nsteps:\n  - fold_batchnorm\n  - place: {ends: 0, set: ['W=4']}\n  - calibrate: {percentile: 99}\n"
 Write = Callable[[str], str]
@@ -164,3 +168,17 @@ def test_values_that_are_no_yaml() -> None:
         InputError, match=r"--step 'calibrate.percentile=\[': its value is not YAML; expected a number"
     ):
         parse_settings(["calibrate.percentile=["])
+
+
+def test_recipes_may_set_widths_and_flags_come_after(assets: Path) -> None:
+    model, data = assets / "digits.onnx", assets / "digits_calib.npz"
+    quantized = bw.quantize(model, data, recipe="w4a8", set=["inverted.conv.2:W=3"], limit=32)
+    bits = {spec.bits for site, spec in quantized.plan.sites.items() if isinstance(spec, QSpec) and "weight" in site}
+    assert {3, 4} <= bits, "the recipe's width, and the one that was said"
+    with pytest.raises(InputError, match="--plan: says every width, and recipe w4a8 sets W=4,A=8"):
+        bw.quantize(model, data, recipe="w4a8", plan=quantized.plan, limit=32)
+
+
+def test_the_default_recipe(assets: Path) -> None:
+    assert make_steps(load_recipe("fast"), {}) == [FoldBatchNorm(), Place(), Calibrate(), Gptq()]
+    assert Quantize.__dataclass_fields__["recipe"].default == "fast"

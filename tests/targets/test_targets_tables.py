@@ -46,7 +46,6 @@ def test_what_a_target_names_is_there(target: Target) -> None:
 
 
 def test_quantizers_are_said_as_the_form_can_spell_them(target: Target) -> None:
-    form: Form = FORM_ROWS[target.form].load()
     assert target.quantizers in ("values", "inputs", "producers")
     assert target.symmetric_activations == (target.form == "qdq-float"), "the other forms hold uint8 and wider"
     placed_as_papers_do = target.quantizers == "producers"
