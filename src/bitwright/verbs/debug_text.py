@@ -35,7 +35,7 @@ def told(json: Mapping[str, Any], top: int) -> RenderableType:
     if json["moved"]:
         parts.append(
             "the float network itself was changed before it was quantized, by equalize or absorb_bias: see 'none "
-            "(simulated)' beside the float file; equalize.relu6=keep leaves ReLU6 as it is"
+            "(simulated)' beside the float file; equalize.relu6=keep leaves ReLU6 alone"
         )
     parts += [VERDICTS[json["guilty"]], "", _sites(json, top), "", _layers(json), "", _findings(json)]
     parts += ["", _remedies(json), "", _result(json)]
