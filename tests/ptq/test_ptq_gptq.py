@@ -18,7 +18,7 @@ from bitwright.data.batches import Batches
 from bitwright.errors import BitwrightError, InputError, UnsupportedError
 from bitwright.execute.program import build
 from bitwright.pipeline import State, run_chain
-from bitwright.ptq import gptq, moments
+from bitwright.ptq import gptq, second_moments
 from bitwright.ptq.calibrate import Calibrate
 from bitwright.ptq.gptq import Gptq, damped, feedback, round_columns, row_errors, shifted
 from bitwright.ptq.reading import in_passes
@@ -167,7 +167,7 @@ def im2col(x: np.ndarray, kernel: tuple[int, ...], settings: dict[str, Any], out
     return np.array(rows)
 
 
-def of_layer(state: State) -> moments.Layer:
+def of_layer(state: State) -> second_moments.Layer:
     (layer,) = Gptq().layers(state)
     return layer
 
@@ -176,7 +176,7 @@ def of_layer(state: State) -> moments.Layer:
 def test_moments_of_convolutions(kind: str, placed: Placed, batches_of: BatchesOf, monkeypatch: Any) -> None:
     """Against loops; the layer then multiplies as its convolution does."""
     shape, weight_shape, settings = LAYERS[kind]
-    monkeypatch.setattr(moments, "CHUNK_BYTES", 4000)  # several chunks
+    monkeypatch.setattr(second_moments, "CHUNK_BYTES", 4000)  # several chunks
     weight = GENERATOR.standard_normal(weight_shape).astype(np.float32)
     state = placed([("Conv", "x w", "y", settings)], {"w": weight}, shape, "W=4", ends=0)
     x = GENERATOR.standard_normal((5, *shape)).astype(np.float32)
@@ -187,7 +187,7 @@ def test_moments_of_convolutions(kind: str, placed: Placed, batches_of: BatchesO
     assert torch.equal(found, torch.from_numpy(rows).float()), kind
     product = torch.einsum("rgd,god->rgo", found, layer.matrix(state.tensor("w"))).flatten(1)
     assert torch.allclose(product, out.movedim(1, -1).flatten(0, -2), atol=1e-5)
-    summed = moments.Moments(layer=layer)
+    summed = second_moments.Moments(layer=layer)
     for part in layer.rows(torch.from_numpy(x), 10**6, torch.Generator()):
         summed.add(part)
     expected = torch.einsum("rga,rgb->gab", found, found) / len(found)
@@ -237,8 +237,8 @@ def test_the_layers_error_falls(kind: str, placed: Placed, batches_of: BatchesOf
 @pytest.mark.parametrize(("transposed", "tokens"), [(False, False), (True, False), (True, True)])
 def test_linear_layers(transposed: bool, tokens: bool, placed: Placed, batches_of: BatchesOf) -> None:
     """Weights `[O, I]` and `[I, O]`, images of one row and of several."""
-    shape = (5, 12) if tokens else (12,)
-    weight = GENERATOR.standard_normal((12, 6)).astype(np.float32)
+    shape = (5, 40) if tokens else (40,)
+    weight = GENERATOR.standard_normal((40, 6)).astype(np.float32)
     node = ("MatMul", "x w", "y") if transposed else ("Gemm", "x w", "y", {"transB": 1})
     state = placed([node], {"w": weight if transposed else weight.T.copy()}, shape, "W=4", ends=0)
     images = batches_of(state, smooth_images(shape), batch=8)
@@ -248,7 +248,7 @@ def test_linear_layers(transposed: bool, tokens: bool, placed: Placed, batches_o
     codes = codes_of(after, name)
     assert codes.shape == before.tensor(name).shape
     told = after.log[-1].facts["layer errors"][name]
-    assert told[1] < 0.5 * told[0]
+    assert told[1] < 0.7 * told[0]
     kept = Gptq(rows=2)(before, images)
     assert not tokens or not torch.equal(codes_of(kept, name), codes)
 
@@ -354,7 +354,7 @@ def test_rows_that_are_too_long_are_cut(placed: Placed, batches_of: BatchesOf, m
     images = batches_of(state, smooth_images((3, 6, 6)))
     before = calibrated(state, images)
     whole = Gptq()(before, images)
-    monkeypatch.setattr(moments, "MOST_COLUMNS", 10)
+    monkeypatch.setattr(second_moments, "MOST_COLUMNS", 10)
     cut = Gptq()(before, images)
     errors = [output_error(s, images) for s in (whole, cut, before)]
     assert errors[0] < errors[1] < errors[2]

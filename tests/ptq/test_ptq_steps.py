@@ -31,6 +31,9 @@ TRUTHS: dict[str, Callable[[State], bool]] = {
     "encodings": lambda s: s.plan is not None and all(
         site in s.encodings for site, spec in s.plan.sites.items() if isinstance(spec, QSpec)
     ),
+    "corrected biases": lambda s: s.plan is not None and any(
+        site in s.overlay for site, spec in s.plan.sites.items() if isinstance(spec, Derived)
+    ),
     "rounded weights": lambda s: any(e.codes is not None for e in s.encodings.values()),
 }  # fmt: skip
 
@@ -123,10 +126,22 @@ def test_its_needs_are_checked(name: str) -> None:
         check_chain([steps()[name]])
 
 
+@pytest.mark.parametrize("name", [n for n in STEPS if getattr(STEPS[n].load(), "clashes", ())])
+def test_its_clashes_are_checked(name: str) -> None:
+    step = steps()[name]
+    clashes: frozenset[str] = getattr(step, "clashes", frozenset())
+    facts = {*step.needs, *clashes}
+    with pytest.raises(
+        InputError, match=rf"step 1 \({type(step).__name__}\): comes after {min(clashes)}, given by the "
+    ):
+        check_chain([step], facts)
+
+
 def test_the_default_recipe_leaves_every_fact_true() -> None:
     chain = make_steps(load_recipe("fast"), {"place": {"set": ["W=4"]}})
     end = run_chain(chain, start(), images())
-    assert all(truth(end) for truth in TRUTHS.values()) and len(end.log) == len(chain)
+    given = frozenset().union(*(step.gives for step in chain))
+    assert all(TRUTHS[fact](end) for fact in given) and len(end.log) == len(chain)
     assert end.plan is not None
     biases = [site for site, spec in end.plan.sites.items() if isinstance(spec, Derived)]
     assert biases and not any(site in end.encodings for site in biases), "a bias follows from what it is derived from"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -26,6 +27,9 @@ from bitwright.placement.widths import activation_spec, weight_spec
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, Float, Shared, SiteSpec
 from bitwright.targets.target import OpRule, Target
+
+#: How many scales a weight has: one for each output channel, or one for the tensor.
+Scales = Literal["channel", "tensor"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +47,10 @@ class Placement:
     refused: Mapping[Region, str] = field(default_factory=dict)
 
 
-def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8) -> Placement:
+def place(
+    model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8,
+    granularity: Scales = "channel",
+) -> Placement:  # fmt: skip
     """Place quantizers on a normalised model.
 
     Args:
@@ -51,6 +58,7 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
         target: what the hardware can do.
         overrides: in order, later ones win.
         ends: bits of the network's ends; None for the same as everywhere.
+        granularity: one scale for each output channel of a weight, or one for the tensor.
 
     Raises:
         InputError: an override matches nothing, has no effect, or gives different widths to sites that share an
@@ -83,7 +91,9 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
         for constant in (region.weight, region.bias):
             if constant is not None:
                 how = target.rule(region.kind) if region in modes and constant is region.weight else rule
-                specs[constant.name or ""] = _constant_spec(region, constant, how, refused, widths, target)
+                specs[constant.name or ""] = _constant_spec(
+                    region, constant, how, refused, widths, target, granularity
+                )
         by_region[region.name] = tuple(
             v.name or "" for v in (region.weight, region.bias, *operands, region.output) if v is not None
         )
@@ -319,17 +329,23 @@ def _unmultiplied(value: ir.Value, target: Target) -> str:
 
 def _constant_spec(
     region: Region, value: ir.Value, rule: OpRule | None, refused: Mapping[Region, str],
-    widths: Mapping[ir.Value, Width],
-    target: Target,
+    widths: Mapping[ir.Value, Width], target: Target, granularity: Scales,
 ) -> SiteSpec:  # fmt: skip
     if rule is None:
         return Float(f"{region.name}: {refused[region]}")
     if value is region.bias:
-        assert region.weight is not None
-        if target.bias_bits is None:
-            return Float(f"{region.name}: {target.name} adds biases in float")
-        return Derived(region.inputs[0].name or "", region.weight.name or "")
+        return bias_spec(region, target)
     axis = rule.weight_axis
     if region.kind == "Gemm" and not region.op.attributes.get_int("transB", 0):
         axis = 1
+    if granularity == "tensor":
+        axis = None
     return weight_spec(value.name or "", widths[value], target, axis)
+
+
+def bias_spec(region: Region, target: Target) -> SiteSpec:
+    """The format of the bias of an integer region."""
+    assert region.weight is not None
+    if target.bias_bits is None:
+        return Float(f"{region.name}: {target.name} adds biases in float")
+    return Derived(region.inputs[0].name or "", region.weight.name or "")

@@ -37,9 +37,9 @@ from bitwright.formats.affine import dequantize, quantize
 from bitwright.graph.regions import find_regions
 from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
-from bitwright.ptq.moments import Layer, Moments, layer_of
 from bitwright.ptq.prefix import images_that_fit, quantized_prefix
 from bitwright.ptq.reading import in_passes, watch_inputs
+from bitwright.ptq.second_moments import Layer, Moments, layer_of
 
 #: Columns in whose midst errors are carried on one by one; all errors before them are added at once. The paper has
 #: 128; the result is the same, and here fewer are faster.

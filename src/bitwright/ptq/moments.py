@@ -1,209 +1,341 @@
-"""Second moments of what layers read, `E[x x^T]`, of all of them in one pass over the images.
+"""Mean, spread and range of every value of a network, channel by channel, without data.
 
-A convolution is a product of its weight, made flat, with the values under each window (`execute/patches.py`); a
-grouped one has a matrix of moments for each group, a depthwise one a small matrix for each channel. Layers that read
-the same value through the same window share their moments.
+What follows a batch norm is normal, `N(beta, gamma^2)`, and lies within n deviations of its mean. ReLU and ReLU6 clip
+it; elementwise functions are integrated over it; the terms of a sum and the factors of a product are taken as
+independent; pools leave it as it is, which is safe: averages spread less. A layer without batch norm gives
+`sum W E[x] + b` and `sum W^2 Var[x]`, and twice the deviations, since its inputs are not independent. A value that no
+batch norm precedes lies in the interval that interval arithmetic gives, from the range of the network's input on.
 
-Products are added in float32. A row of more than `MOST_COLUMNS` values is cut into parts, and correlations between
-parts are left out; so no matrix is larger than a quarter of a gigabyte.
+Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019, section 4.2,
+appendix C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
 from bitwright.errors import UnsupportedError
-from bitwright.execute.nodes import attributes_of
-from bitwright.execute.patches import output_positions, patches
-from bitwright.execute.window import Window, resolve_window
-from bitwright.graph.macs import rows_per_image
-from bitwright.graph.regions import Region
+from bitwright.graph.layers import Layer, layer_of
+from bitwright.graph.regions import Region, activation_bounds, find_regions
+from bitwright.pipeline import BatchNorm, State
+from bitwright.ptq.programs import float_program
+from bitwright.ranges.batchnorm import added_statistics, batchnorm_range, batchnorm_statistics
+from bitwright.ranges.clipped_normal import clipped_normal
 
-#: Columns of a part of a layer at most.
-MOST_COLUMNS = 8192
-#: Rows are multiplied so many bytes at a time.
-CHUNK_BYTES = 32 * 2**20
-#: Columns of a block of the product; blocks below the diagonal are left out.
-BLOCK = 512
+#: Points at which a function is evaluated over a channel.
+POINTS = 257
+#: A layer without batch norm adds inputs that are not independent, as those of the classes of a classifier: so many
+#: times the deviations that independent ones would need. Logits that are clipped cannot be told from each other.
+DEPENDENT = 2.0
+#: Ops that leave each channel's mean, and no larger spread.
+KEEPING = (
+    "Identity", "Dropout", "MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "Resize", "Pad",
+    "Cast",
+)  # fmt: skip
+#: Ops that only move elements; channels stay where batch and channel axis are what they were.
+RESHAPING = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Expand")
+#: Ops that mix channels up: what they give is known as a whole.
+MIXING = ("Transpose", "Slice", "Gather", "Tile", "DepthToSpace", "SpaceToDepth", "Split", "ReduceMean", "ReduceMax")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layer:
-    """A layer as a product of matrices, `y [rows, O] = x [rows, D] W^T`, in `groups` groups.
-
-    Attributes:
-        region: its name.
-        weight: name of its weight.
-        site: what it reads.
-        op: the node.
-        groups: of its channels.
-        transposed: its weight is `[D, O]`.
-    """
-
-    region: str
-    weight: str
-    site: str
-    op: ir.Node
-    groups: int = 1
-    transposed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight."""
-        value = self.op.inputs[1]
-        assert value is not None and value.shape is not None
-        return tuple(value.shape.numpy())
-
-    @property
-    def columns(self) -> int:
-        """Inputs of one output, D."""
-        return self.shape[0] if self.transposed else torch.Size(self.shape[1:]).numel()
-
-    @property
-    def parts(self) -> list[slice]:
-        """Its columns, cut into parts."""
-        return [slice(i, min(i + MOST_COLUMNS, self.columns)) for i in range(0, self.columns, MOST_COLUMNS)]
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for layers that read the same rows."""
-        kernel = () if self.op.op_type == "Gemm" else self.shape[1:]
-        settings = {} if self.op.op_type == "Gemm" else attributes_of(self.op)
-        told = tuple((k, tuple(v) if isinstance(v, list | tuple) else v) for k, v in sorted(settings.items()))
-        return self.site, self.op.op_type, kernel, told
-
-    @property
-    def moment_bytes(self) -> int:
-        """Size of its moments."""
-        return 4 * self.groups * sum((p.stop - p.start) ** 2 for p in self.parts)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as `[groups, O / groups, D]`."""
-        rows = weight.t() if self.transposed else weight.flatten(1)
-        return rows.reshape(self.groups, -1, rows.shape[1])
-
-    def tensor(self, matrix: Tensor) -> Tensor:
-        """`matrix` undone."""
-        rows = matrix.reshape(-1, matrix.shape[2])
-        return rows.t().contiguous() if self.transposed else rows.reshape(self.shape)
-
-    def rows(self, x: Tensor, most: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Rows `[rows, groups, D]` of what the layer reads, a bounded number at a time.
-
-        Args:
-            x: its input.
-            most: rows of an image at most, drawn anew at each call, the same for all its images.
-            generator: of the draw.
-        """
-        each = x.reshape(-1, self._rows_per_image(x), x.shape[1]) if self.op.op_type == "Gemm" else x
-        window = None if self.op.op_type == "Gemm" else self._window(x)
-        positions = each.shape[1] if window is None else output_positions(x, window)
-        chosen = None if positions <= most else torch.randperm(positions, generator=generator)[:most].sort().values
-        images = max(1, CHUNK_BYTES // (4 * min(positions, most) * self.columns * self.groups))
-        for some in each.split(images):
-            if window is None:
-                found = some if chosen is None else some[:, chosen]
-            else:
-                found = patches(some, window, chosen)
-            yield found.reshape(-1, self.groups, self.columns).float()
-
-    def _rows_per_image(self, x: Tensor) -> int:
-        value = self.op.inputs[0]
-        assert value is not None and value.shape is not None
-        rows = rows_per_image(self.op, value.shape)
-        return rows if x.shape[0] % rows == 0 else 1
-
-    def _window(self, x: Tensor) -> Window:
-        attributes = attributes_of(self.op)
-        return resolve_window(
-            "Conv", x.shape[2:], self.shape[2:], strides=attributes.get("strides"),
-            dilations=attributes.get("dilations"), pads=attributes.get("pads"),
-            auto_pad=attributes.get("auto_pad", "NOTSET"),
-        )  # fmt: skip
-
-
-def layer_of(region: Region) -> Layer:
-    """The layer of a region with a weight.
-
-    Raises:
-        UnsupportedError: it is no convolution and no linear layer.
-    """
-    assert region.weight is not None
-    op, weight = region.op, region.weight.name or ""
-    attributes = op.attributes
-    known = op.op_type == "Conv" or (op.op_type == "Gemm" and not attributes.get_int("transA", 0))
-    if not known:
-        raise UnsupportedError(
-            f"weight {weight!r}", f"of {op.op_type} in region {region.name}", "of a convolution or a linear layer",
-            "leave it at more bits than gptq rounds (gptq.most_bits)",
-        )  # fmt: skip
-    site = op.inputs[0]
-    assert site is not None
-    return Layer(
-        region=region.name, weight=weight, site=site.name or "", op=op,
-        groups=attributes.get_int("group", 1) if op.op_type == "Conv" else 1,
-        transposed=op.op_type == "Gemm" and not attributes.get_int("transB", 0),
-    )  # fmt: skip
-
-
-@dataclass(kw_only=True, eq=False)
 class Moments:
-    """Running sums of `x^T x`, or of `x^T y` of two values a layer reads.
+    """What is known of a value, `[channels]` each, or `[1]` for all alike; float64.
 
     Attributes:
-        layer: whose input it is.
-        sums: one `[groups, d, d]` for each part of the columns; of `x^T x` only the upper part is filled.
-        rows: how many there were.
+        mean, deviation: of each channel.
+        low, high: its range.
+        normal: whether a batch norm says so; else the range is an interval that nothing leaves.
     """
 
-    layer: Layer
-    sums: list[Tensor] = field(default_factory=list)
-    rows: int = 0
+    mean: Tensor
+    deviation: Tensor
+    low: Tensor
+    high: Tensor
+    normal: bool
 
-    def __post_init__(self) -> None:
-        sizes = [p.stop - p.start for p in self.layer.parts]
-        self.sums = [torch.zeros(self.layer.groups, n, n) for n in sizes]
+    def over(self, channels: int) -> Moments:
+        """One entry for each of so many channels."""
+        return self.each(lambda t: t if t.shape[0] == channels else t.expand(channels))
 
-    def add(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Add the products of rows `[rows, groups, D]`."""
-        self.rows += len(x)
-        for part, total in zip(self.layer.parts, self.sums, strict=True):
-            add_products(total, x[..., part], None if y is None else y[..., part])
+    def each(self, how: object) -> Moments:
+        """With every vector changed by `how`."""
+        assert callable(how)
+        return dataclasses.replace(self, **{k: how(getattr(self, k)) for k in ("mean", "deviation", "low", "high")})
 
-    def mean(self, symmetric: bool = True) -> list[Tensor]:
-        """`E[x x^T]` of each part; the sums are used up."""
-        found = []
-        while self.sums:
-            total = self.sums.pop(0).div_(max(self.rows, 1))
-            found.append(total.triu_().add_(total.triu(1).mT) if symmetric else total)
-        return found
+    def together(self) -> Moments:
+        """Of all channels as one."""
+        mean = self.mean.mean(0, keepdim=True)
+        spread = (self.deviation.square() + (self.mean - mean).square()).mean(0, keepdim=True).sqrt()
+        return dataclasses.replace(
+            self, mean=mean, deviation=spread, low=self.low.amin(0, keepdim=True), high=self.high.amax(0, keepdim=True)
+        )
 
 
-def add_products(total: Tensor, x: Tensor, y: Tensor | None = None) -> None:
-    """Add `x^T y` of each group to `total [groups, d, d]`; where y is None, the upper part of `x^T x`.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """Moments of a network's values.
+
+    Attributes:
+        moments: `{value: moments}`.
+        unknown: `{value: why nothing can be said of it}`.
+    """
+
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+
+def moments_of(
+    state: State, *, deviations: float = 6.0, input_range: tuple[float, float] = (-3.0, 3.0),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Known:  # fmt: skip
+    """Moments of every value of a folded network.
 
     Args:
-        total: changed in place.
-        x, y: rows `[rows, groups, d]`.
-
-    Example:
-        >>> total = torch.zeros(1, 2, 2)
-        >>> add_products(total, torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
-        >>> total.triu().tolist()
-        [[[10.0, 14.0], [0.0, 20.0]]]
+        state: its statistics of batch norm say what the layers give.
+        deviations: n.
+        input_range: of the network's inputs, which are taken to be three deviations to each side of the middle.
+        ranges: of single inputs, `{name: (low, high)}`, in place of `input_range`.
     """
-    columns = x.shape[2]
-    if x.shape[1] > 1:
-        left = x.permute(1, 2, 0)
-        total.baddbmm_(left, (x if y is None else y).transpose(0, 1))
-        return
-    left, right = x[:, 0], (x if y is None else y)[:, 0]
-    for i in range(0, columns, BLOCK):
-        j = i if y is None else 0
-        total[0, i : i + BLOCK, j:].addmm_(left[:, i : i + BLOCK].t(), right[:, j:])
+    walk = _Walk(state, deviations)
+    for value in state.model.graph.inputs:
+        ends = (ranges or {}).get(value.name or "", input_range)
+        low, high = (torch.tensor([end], dtype=torch.float64) for end in ends)
+        if value.dtype is not None and value.dtype.is_floating_point():
+            walk.put(value, Moments(mean=(low + high) / 2, deviation=(high - low) / 6, low=low, high=high,
+                                    normal=False))  # fmt: skip
+        else:
+            walk.unknown[value.name or ""] = f"the input {value.name!r} holds no real numbers"
+    for region in find_regions(state.model):
+        if region.is_table or region.op.op_type in ("PRelu", "LeakyRelu"):
+            walk.function(region)
+        else:
+            for node in region.nodes:
+                walk.node(node)
+    return Known(moments=walk.found, unknown=walk.unknown)
+
+
+class _Walk:
+    """Goes through the graph once, in execution order."""
+
+    def __init__(self, state: State, deviations: float) -> None:
+        self.state, self.n = state, deviations
+        self.found: dict[str, Moments] = {}
+        self.unknown: dict[str, str] = {}
+        # A batch norm that was folded into the layer after it says what that layer reads.
+        self.told = {
+            node.inputs[0].name or "": state.input_batchnorm[node.inputs[1].name or ""]
+            for node in state.model.graph
+            if len(node.inputs) > 1 and node.inputs[0] is not None and node.inputs[1] is not None
+            and (node.inputs[1].name or "") in state.input_batchnorm
+        }  # fmt: skip
+
+    def put(self, value: ir.Value, moments: Moments | None, reason: str = "") -> None:
+        """Note what is known of a value, or why nothing is."""
+        name = value.name or ""
+        bn = self.told.get(name)
+        if bn is not None and (moments is None or not moments.normal):
+            moments = self._normal(bn.mean, bn.var.double().clamp(min=0).sqrt(), moments)
+        if moments is None:
+            self.unknown[name] = reason
+        else:
+            self.found[name] = moments
+
+    def _normal(
+        self, mean: Tensor, deviation: Tensor, within: Moments | None = None, times: float = 1.0
+    ) -> Moments:  # fmt: skip
+        """A normal variable, cut off where its range is known to end, or at `times` the usual deviations."""
+        statistics = batchnorm_statistics(mean.double(), deviation.double())
+        low, high = batchnorm_range(statistics, deviations=times * self.n, per_channel=True)
+        low, high = low.double(), high.double()
+        if within is not None:
+            low, high = torch.maximum(low, within.low), torch.minimum(high, within.high)
+        return Moments(
+            mean=statistics.mean, deviation=statistics.deviation, low=torch.minimum(low, high), high=high, normal=True
+        )
+
+    def of(self, value: ir.Value | None) -> Moments | None:
+        """What is known of an operand, constants too."""
+        if value is None or not value.is_initializer():
+            return None if value is None else self.found.get(value.name or "")
+        tensor = self.state.tensor(value.name or "").double()
+        if tensor.numel() == 0 or not tensor.is_floating_point():
+            return None
+        rank = max(tensor.ndim, 2)
+        rows = tensor.reshape([1] * (rank - tensor.ndim) + list(tensor.shape)).movedim(1, 0).flatten(1)
+        if tensor.ndim < 2:  # its one axis need not be that of the channels
+            rows = tensor.reshape(1, -1)
+        return Moments(mean=rows.mean(1), deviation=rows.std(1, correction=0), low=rows.amin(1), high=rows.amax(1),
+                       normal=False)  # fmt: skip
+
+    def _missing(self, node: ir.Node) -> str:
+        for value in node.inputs:
+            if value is not None and value.name in self.unknown:
+                return self.unknown[value.name]
+        return f"nothing is known of what {node.op_type} ({node.name}) makes without data"
+
+    def node(self, node: ir.Node) -> None:
+        """One op."""
+        made = self._made(node) if node.outputs and not node.domain else None
+        for i, value in enumerate(node.outputs):
+            self.put(value, made if i == 0 or node.op_type == "Split" else None, self._missing(node))
+
+    def _made(self, node: ir.Node) -> Moments | None:
+        op, x = node.op_type, self.of(node.inputs[0]) if node.inputs else None
+        weight = node.inputs[1].name or "" if len(node.inputs) > 1 and node.inputs[1] is not None else ""
+        if op in ("Conv", "ConvTranspose", "Gemm") and weight in self.state.batchnorm:
+            bn: BatchNorm = self.state.batchnorm[weight]
+            return self._normal(bn.beta, bn.gamma)
+        if op in ("Add", "Sub", "Mul") and len(node.inputs) == 2:
+            return self._binary(node)
+        if op == "Concat":
+            return self._joined(node)
+        if x is None:
+            return None
+        if op in ("Conv", "ConvTranspose", "Gemm"):
+            layer = layer_of(node)
+            return None if layer is None else self._layer(layer, x)
+        if (bounds := activation_bounds(node)) is not None:
+            return clipped(x, *bounds)
+        if op in KEEPING:
+            return x
+        if op in RESHAPING:
+            return _reshaped(node, x)
+        if op in MIXING:
+            return x.together()
+        if op == "Softmax":
+            zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+            return Moments(mean=one / 2, deviation=one / 2, low=zero, high=one, normal=x.normal)
+        return None
+
+    def _layer(self, layer: Layer, x: Moments) -> Moments:
+        weight = self.state.tensor(layer.weight).double()
+        grouped = layer.grouped(weight)
+        bias = torch.zeros(grouped.shape[0] * grouped.shape[1], dtype=torch.float64)
+        if layer.bias is not None:
+            bias = self.state.tensor(layer.bias).double().flatten()
+        x = x.over(layer.group * grouped.shape[2])
+        if layer.pads:
+            x = dataclasses.replace(x, low=x.low.clamp(max=0), high=x.high.clamp(min=0))
+        # Of the kernel of a transposed convolution, one part of `strides` meets each output.
+        parts = (
+            math.prod(layer.node.attributes.get_ints("strides", ())) if layer.node.op_type == "ConvTranspose" else 1
+        )
+
+        def response(taps: Tensor, inputs: Tensor) -> Tensor:
+            return (taps.sum(3) * inputs.reshape(layer.group, 1, -1)).sum(2).flatten()
+
+        mean = response(grouped, x.mean) / parts + bias
+        deviation = response(grouped.square(), x.deviation.square()).sqrt()
+        above, below = grouped.clamp(min=0), grouped.clamp(max=0)
+        low = response(above, x.low) + response(below, x.high) + bias
+        high = response(above, x.high) + response(below, x.low) + bias
+        hard = Moments(mean=mean, deviation=deviation, low=low, high=high, normal=False)
+        return self._normal(mean, deviation, hard, DEPENDENT) if x.normal else hard
+
+    def _binary(self, node: ir.Node) -> Moments | None:
+        a, b = self.of(node.inputs[0]), self.of(node.inputs[1])
+        if a is None or b is None:
+            return None
+        if a.mean.shape != b.mean.shape:
+            same_rank = len(_dims(node.inputs[0])) == len(_dims(node.inputs[1])) or 1 in (len(a.mean), len(b.mean))
+            if not same_rank or 1 not in (len(a.mean), len(b.mean)):
+                a, b = a.together(), b.together()
+            channels = max(len(a.mean), len(b.mean))
+            a, b = a.over(channels), b.over(channels)
+        if node.op_type == "Sub":
+            b = dataclasses.replace(b, mean=-b.mean, low=-b.high, high=-b.low)
+        if node.op_type == "Mul":
+            ends = torch.stack([a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high])
+            power = (a.deviation.square() + a.mean.square()) * (b.deviation.square() + b.mean.square())
+            mean = a.mean * b.mean
+            return Moments(
+                mean=mean, deviation=(power - mean.square()).clamp(min=0).sqrt(), low=ends.amin(0), high=ends.amax(0),
+                normal=a.normal or b.normal,
+            )  # fmt: skip
+        terms = [batchnorm_statistics(t.mean, t.deviation) for t in (a, b)]
+        total = added_statistics(*terms)
+        hard = Moments(mean=total.mean, deviation=total.deviation, low=a.low + b.low, high=a.high + b.high,
+                       normal=False)  # fmt: skip
+        return self._normal(total.mean, total.deviation, hard) if a.normal or b.normal else hard
+
+    def _joined(self, node: ir.Node) -> Moments | None:
+        parts = [self.of(value) for value in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        by_channel = node.attributes.get_int("axis", 1) in (1, 1 - len(_dims(node.outputs[0])))
+        sizes = [_dims(value)[1:2] for value in node.inputs]
+        fixed = [size[0] for size in sizes if size and isinstance(size[0], int)]
+        if by_channel and len(fixed) == len(parts):
+            known = [part.over(size) for part, size in zip(known, fixed, strict=True)]
+        else:
+            known = [part.together() for part in known]
+        joined = {k: torch.cat([getattr(p, k) for p in known]) for k in ("mean", "deviation", "low", "high")}
+        made = Moments(**joined, normal=any(p.normal for p in known))
+        return made if by_channel and len(fixed) == len(parts) else made.together()
+
+    def function(self, region: Region) -> None:
+        """A chain of elementwise ops: evaluated over the range, integrated over the normal distribution."""
+        (x,) = region.inputs
+        moments, rank = self.of(x), len(_dims(x))
+        made, reason = None, self._missing(region.op)
+        if moments is not None and rank > 1:
+            try:
+                made = self._integrated(region, x, moments, rank)
+            except UnsupportedError as error:
+                reason = str(error)
+        self.put(region.output, made, reason)
+
+    def _integrated(self, region: Region, x: ir.Value, moments: Moments, rank: int) -> Moments:
+        program = float_program(self.state, inputs=[x.name or ""], outputs=[region.output.name or ""])
+        steps = torch.linspace(0, 1, POINTS, dtype=torch.float64).reshape(-1, 1)
+        z = (2 * steps - 1) * self.n
+        shares = torch.exp(-z.square() / 2)
+        shares = shares / shares.sum()
+
+        def values(points: Tensor) -> Tensor:
+            shaped = points.float().reshape(*points.shape, *[1] * (rank - 2))
+            with torch.no_grad():
+                found: Tensor = program.module(shaped)[0]
+            return found.double().flatten(2).mean(2) if found.ndim > 2 else found.double()
+
+        over = values(moments.low + (moments.high - moments.low) * steps)
+        drawn = values((moments.mean + moments.deviation * z).clamp(moments.low, moments.high))
+        mean = (shares * drawn).sum(0)
+        deviation = (shares * (drawn - mean).square()).sum(0).sqrt()
+        return Moments(mean=mean, deviation=deviation, low=over.amin(0), high=over.amax(0), normal=moments.normal)
+
+
+def clipped(x: Moments, low: float, high: float) -> Moments:
+    """Behind ReLU or Clip."""
+    mean, deviation = clipped_normal(x.mean, x.deviation, low, high)
+    return dataclasses.replace(
+        x, mean=mean, deviation=deviation, low=x.low.clamp(low, high), high=x.high.clamp(low, high)
+    )
+
+
+def _dims(value: ir.Value | None) -> list[int | str | None]:
+    if value is None or value.shape is None:
+        return []
+    return [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def _reshaped(node: ir.Node, x: Moments) -> Moments:
+    before, after = _dims(node.inputs[0]), _dims(node.outputs[0])
+    if len(before) < 2 or len(after) < 2 or before[0] != after[0]:
+        return x.together()
+    if before[1] == after[1]:
+        return x
+    inner = [d for d in before[1:] if isinstance(d, int)]
+    if len(after) == 2 and len(inner) == len(before) - 1 and math.prod(inner) == after[1] and len(x.mean) == inner[0]:
+        repeat = math.prod(inner[1:])
+        return x.each(lambda t: t.repeat_interleave(repeat))
+    return x.together()

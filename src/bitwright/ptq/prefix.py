@@ -24,8 +24,8 @@ from bitwright.graph.blocks import Block, find_blocks
 from bitwright.graph.macs import rows_per_image
 from bitwright.pipeline import State
 from bitwright.plan.encoding import Encoding
-from bitwright.ptq.moments import Layer
 from bitwright.ptq.programs import float_program, simulated_program
+from bitwright.ptq.second_moments import Layer
 
 #: Values that are kept between blocks, float and quantized together, in bytes.
 CACHE_BYTES = 2**30

@@ -12,7 +12,7 @@ from bitwright.data.batches import Batches
 from bitwright.execute.observe import Watch, find_value, observe
 from bitwright.graph.macs import rows_per_image
 from bitwright.pipeline import State
-from bitwright.ptq.moments import Layer
+from bitwright.ptq.second_moments import Layer
 
 #: Second moments that are held at the same time, in bytes; one layer alone may have more.
 MOMENT_BYTES = 2**30

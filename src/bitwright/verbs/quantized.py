@@ -24,17 +24,21 @@ from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
 from bitwright.lookup import lookup
-from bitwright.pipeline import State, run_chain
+from bitwright.pipeline import State, Step, needs_data, run_chain
 from bitwright.placement.place import integer_regions
 from bitwright.placement.quantized import reads_quantized
 from bitwright.plan.plan import Plan, read_plan
+from bitwright.ptq.distill import Distill
 from bitwright.ranges.audit import Audit, audit
-from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings
+from bitwright.recipes.conditions import Case, holding
+from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
 from bitwright.targets.target import PlacementName, Target
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
 from bitwright.verbs.terminal import Terminal
 
+#: What stands in place of data for images made from batch norm.
+DISTILLED = "distilled"
 #: `{placement: target that it chooses where none is named}`.
 PLACEMENTS = {"deployable": "auto", "paper": "paper"}
 
@@ -141,14 +145,16 @@ def quantize(
     Args:
         model: path of an ONNX or `.pt2` file, `"module:callable"`, an `nn.Module` (with `example`), or an
             `onnx_ir.Model`.
-        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader.
+        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader;
+            `"distilled"` for images made from batch norm; None for a recipe that needs none.
         recipe: name of a recipe or path of a YAML file.
         target: row of `TARGETS`; `auto` for this machine.
         placement: `deployable`, or `paper`: quantizers where papers on low-bit quantization have them, simulated.
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
         ends: bits of the network's ends, 8 if None; 0 for the same as elsewhere.
         plan: a plan or the path of its JSON file, taken instead of placing; `set` changes its widths.
-        steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`.
+        steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`;
+            of distilled images, `["distill.iterations=200"]`.
         example: one batch, for an `nn.Module`.
         shapes: sizes that the file leaves open, `["image=Nx3x224x224"]`.
         batch: images a batch.
@@ -169,25 +175,80 @@ def quantize(
     """
     terminal = Terminal(seed=seed)
     network = float_network(model, example=example, shapes=shapes)
-    batches = data_for(network, data, terminal, batch=batch, limit=limit)
     chosen = load_recipe(recipe)
-    settings = steps if isinstance(steps, Mapping) else parse_settings(steps)
+    settings = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    batches: Batches | None = None
+    if isinstance(data, str) and data == DISTILLED:
+        batches = distilled_data(network, settings.pop("distill", {}), terminal, batch=batch, limit=limit)
+    elif data is not None:
+        batches = data_for(network, data, terminal, batch=batch, limit=limit)
     return run_recipe(
         network, batches, chosen, settings, terminal, target=target, placement=placement, set=set, ends=ends, plan=plan
     )
 
 
 def run_recipe(
-    network: ir.Model, batches: Batches, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], terminal: Terminal,
-    *, target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None = None,
-    placement: str = "",
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
 ) -> Quantized:  # fmt: skip
     """Run a recipe on an opened network; `set` comes after the recipe's own widths.
 
     Raises:
-        InputError: a plan beside a recipe that sets widths, and what `placing_of` refuses.
+        InputError: a plan beside a recipe that sets widths, images that are missing, and what `placing_of` refuses.
     """
-    own = dict(recipe.steps).get("place", {}).get("set", ())
+    steps = steps_of(
+        network, batches, recipe, settings, terminal, target=target, set=set, ends=ends, plan=plan, placement=placement
+    )
+    check_data(recipe, steps, batches is not None)
+    images = 0 if batches is None else len(batches)
+    with terminal.progress("calibrate", images) as advance:
+        state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
+    used = batches if needs_data(steps) else None
+    return Quantized(
+        state=state, images_used=0 if used is None else images,
+        calibration=None if used is None else calibration_audit(state, used),
+    )  # fmt: skip
+
+
+def check_data(recipe: Recipe, steps: Sequence[Step], given: bool) -> None:
+    """Refuse a recipe that needs images where none are given.
+
+    Raises:
+        InputError: none are given, and a step cannot do without.
+    """
+    wanting = [type(step).__name__ for step in needs_data(steps)]
+    if wanting and not given:
+        raise InputError(
+            "--data", "is missing", "images to set the ranges from: a folder, .npz, .zip",
+            f"recipe {recipe.name} needs some ({', '.join(wanting)}); --recipe datafree needs none, and --data "
+            f"{DISTILLED} makes some from batch norm",
+        )  # fmt: skip
+
+
+def distilled_data(
+    network: ir.Model, settings: Mapping[str, Any], terminal: Terminal, *, batch: int, limit: int
+) -> Batches:
+    """Images made from the network's batch norm; `limit` is how many, 0 for as many as `settings` say."""
+    chosen = {"seed": terminal.seed, **settings, **({"images": limit} if limit else {})}
+    distill = Distill(**checked_settings(Distill, chosen, "distill"))
+    with terminal.progress("distill images", distill.images) as advance:
+        found = distill(network, advance)
+    terminal.note(
+        f"distilled {distill.images} images: the mismatch of batch-norm statistics fell from {found.losses[0]:.4g} to "
+        f"{found.losses[-1]:.4g}"
+    )
+    return data_for(network, found.arrays, terminal, batch=batch)
+
+
+def steps_of(
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
+) -> list[Step]:  # fmt: skip
+    """The steps of a recipe whose conditions hold for a network and its data, with settings laid over them."""
+    placed = dict(recipe.steps).get("place", {})
+    own = placed.get("set", ())
     if own and plan is not None:
         raise InputError(
             "--plan", f"says every width, and recipe {recipe.name} sets {', '.join(map(str, own))}", "one of them",
@@ -195,10 +256,9 @@ def run_recipe(
         )  # fmt: skip
     widths = (*own, *set) if isinstance(own, list | tuple) else set
     placing = placing_of(target, widths, ends, plan, terminal, placement)
-    steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
-    with terminal.progress("calibrate", len(batches)) as advance:
-        state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
-    return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
+    settings = {**settings, "place": {**placing, **settings.get("place", {})}}
+    case = Case(network=network, data=batches is not None, placing={**placed, **settings["place"]})
+    return make_steps(recipe, settings, holding(case))
 
 
 def calibration_audit(state: State, batches: Batches) -> Audit:
