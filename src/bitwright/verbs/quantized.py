@@ -201,12 +201,11 @@ def run_recipe(
         network, batches, recipe, settings, terminal, target=target, set=set, ends=ends, plan=plan, placement=placement
     )
     check_data(recipe, steps, batches is not None)
-    images = 0 if batches is None else len(batches)
-    with terminal.progress("calibrate", images) as advance:
+    with terminal.progress("calibrate", 0 if batches is None else len(batches)) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
     used = batches if needs_data(steps) else None
     return Quantized(
-        state=state, images_used=0 if used is None else images,
+        state=state, images_used=0 if used is None else len(used),
         calibration=None if used is None else calibration_audit(state, used),
     )  # fmt: skip
 
