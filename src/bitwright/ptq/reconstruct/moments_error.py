@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import UnsupportedError
-from bitwright.ptq.moments import Layer, Moments, layer_of
 from bitwright.ptq.reconstruct.work import Work
+from bitwright.ptq.second_moments import Layer, Moments, layer_of
 
 #: All rows of an image.
 ALL = 1 << 62
