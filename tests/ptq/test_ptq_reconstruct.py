@@ -249,7 +249,9 @@ def test_rows_beyond_the_memory_give_the_same_result(
 
 
 def test_too_little_memory_says_the_least(calibrated: State, batches: Batches) -> None:
-    with pytest.raises(InputError, match=r"adaround.memory: is 1MiB; expected at least \d+\.\d+GiB"):
+    with pytest.raises(
+        InputError, match=r"adaround.memory: is 1MiB; expected at least \d+\.\d+GiB, which the process and 1 images"
+    ):
         AdaRound(**QUICK, memory="1MiB")(calibrated, batches)
 
 

@@ -36,6 +36,7 @@ class AdaQuant:
         bias_rate: of biases.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
+        only: globs of the layers to round; all if there are none.
         work: folder that keeps finished blocks; none if empty.
     """
 
@@ -49,6 +50,7 @@ class AdaQuant:
     bias_rate: float = 1e-3
     seed: int = 0
     memory: str = ""
+    only: tuple[str, ...] = ()
     work: str = ""
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
@@ -68,6 +70,6 @@ class AdaQuant:
             rounding="straight", activations=True, learn_steps=True, learn_biases=True, range_rates=True,
             iterations=self.iterations, images=self.images, batch=self.batch, weight_rate=self.rate,
             step_rate=self.step_rate, weight_step_rate=self.weight_step_rate, bias_rate=self.bias_rate,
-            seed=self.seed, memory=self.memory, work=self.work,
+            seed=self.seed, memory=self.memory, only=self.only, work=self.work,
         )  # fmt: skip
         return reconstruct(state, batches, method, images_done)

@@ -36,6 +36,7 @@ class AdaRound:
         warmup: share of the iterations without it.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
+        only: globs of the layers to round; all if there are none.
         work: folder that keeps finished layers; none if empty.
     """
 
@@ -48,6 +49,7 @@ class AdaRound:
     warmup: float = 0.2
     seed: int = 0
     memory: str = ""
+    only: tuple[str, ...] = ()
     work: str = ""
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
@@ -67,6 +69,6 @@ class AdaRound:
             name="adaround", unit="layer", inputs="quantized", rounding="soft", loss=losses[self.loss],
             iterations=self.iterations,
             images=self.images, batch=self.batch, weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
-            seed=self.seed, memory=self.memory, work=self.work,
+            seed=self.seed, memory=self.memory, only=self.only, work=self.work,
         )  # fmt: skip
         return reconstruct(state, batches, method, images_done)

@@ -37,6 +37,7 @@ class BRECQ:
         step_rate: Adam's, of the steps, falling to 0.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
+        only: globs of the blocks to round; all if there are none.
         work: folder that keeps finished blocks; none if empty.
     """
 
@@ -51,6 +52,7 @@ class BRECQ:
     step_rate: float = 4e-4
     seed: int = 0
     memory: str = ""
+    only: tuple[str, ...] = ()
     work: str = ""
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
@@ -63,7 +65,7 @@ class BRECQ:
             name="brecq", unit="block", inputs="quantized", rounding="soft", loss=self.loss,
             iterations=self.iterations, images=self.images, batch=self.batch,
             weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
-            seed=self.seed, memory=self.memory, work=self.work and os.path.join(self.work, "weights"),
+            seed=self.seed, memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "weights"),
         )  # fmt: skip
         state = reconstruct(state, batches, method, images_done)
         if not self.step_iterations:
@@ -71,6 +73,6 @@ class BRECQ:
         steps = Method(
             name="brecq", unit="block", inputs="quantized", rounding="nearest", activations=True, learn_steps=True,
             power=2.4, iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=self.step_rate,
-            seed=self.seed, memory=self.memory, work=self.work and os.path.join(self.work, "steps"),
+            seed=self.seed, memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "steps"),
         )  # fmt: skip
         return reconstruct(state, batches, steps)

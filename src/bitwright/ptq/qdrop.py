@@ -37,6 +37,7 @@ class QDrop:
         warmup: share of the iterations without it.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
+        only: globs of the blocks to round; all if there are none.
         work: folder that keeps finished blocks; none if empty.
     """
 
@@ -50,6 +51,7 @@ class QDrop:
     warmup: float = 0.2
     seed: int = 0
     memory: str = ""
+    only: tuple[str, ...] = ()
     work: str = ""
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
@@ -62,6 +64,6 @@ class QDrop:
             name="qdrop", unit="block", inputs="mixed" if self.keep < 1 else "quantized", rounding="soft",
             activations=True, learn_steps=True, keep=self.keep, iterations=self.iterations, images=self.images,
             batch=self.batch, weight_rate=self.rate, step_rate=self.step_rate, strength=self.strength,
-            warmup=self.warmup, seed=self.seed, memory=self.memory, work=self.work,
+            warmup=self.warmup, seed=self.seed, memory=self.memory, only=self.only, work=self.work,
         )  # fmt: skip
         return reconstruct(state, batches, method, images_done)

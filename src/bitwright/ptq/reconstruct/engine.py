@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from bitwright.data.batches import Batches
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Program
 from bitwright.graph.blocks import Block
-from bitwright.lookup import lookup
+from bitwright.lookup import did_you_mean, lookup
 from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.spec import Derived
@@ -34,14 +35,13 @@ from bitwright.ptq.reconstruct.finished import Finished, fingerprint
 from bitwright.ptq.reconstruct.learn import learn
 from bitwright.ptq.reconstruct.method import Method, bytes_of
 from bitwright.ptq.reconstruct.rows import Budget, Rows
-from bitwright.ptq.reconstruct.units import Learnable, crossing, find_units, last_readers, learnable, stored_as_codes
+from bitwright.ptq.reconstruct.units import crossing, find_units, last_readers, learnable, stored_as_codes
 from bitwright.ptq.reconstruct.work import Work
 from bitwright.ptq.settle import settle
 
 log = logging.getLogger("bitwright")
-#: Bytes that learning takes for each element of a unit's values in one batch: the values themselves, on their grids,
-#: with their masks, and their gradients.
-BYTES_PER_ELEMENT = 32
+#: Bytes that learning takes for each element of a unit's values: the value, on its grid, its masks, its gradient.
+BYTES_PER_ELEMENT = 20
 #: Least calibration images: fewer say nothing of a distribution.
 LEAST_IMAGES = 2
 
@@ -71,8 +71,10 @@ class _Walk:
         self.batches = batches if len(batches) <= method.images else batches.limited(method.images, method.seed)
         self.units = find_units(state.model, method.unit)
         self.learnables = learnable(state, self.units)
+        self.chosen = self._chosen()
         self.chunk = self.batches.batch_size if self.batches.fixed else method.batch
-        self.budget = Budget(limit=self._budget(), folder=method.work)
+        limit = self._budget()  # makes the chunk smaller where the memory asks for it
+        self.budget = Budget(limit=limit, folder=method.work)
         self.floats: dict[str, Rows] = {}
         self.quantized: dict[str, Rows] = {}
         self.units_learned: list[dict[str, Any]] = []
@@ -83,13 +85,15 @@ class _Walk:
         limit = bytes_of(self.method.memory, f"{self.method.name}.memory")
         if limit is None:
             return None
-        working = max(_elements(unit) for unit in self.units) * self.chunk * BYTES_PER_ELEMENT
-        least = resident_bytes() + working
+        image = max(_elements(unit) for unit in self.units) * BYTES_PER_ELEMENT
+        while resident_bytes() + image * self.chunk > limit and self.chunk > 1 and not self.batches.fixed:
+            self.chunk //= 2
+        least = resident_bytes() + image * self.chunk
         if least > limit:
             raise InputError(
                 f"{self.method.name}.memory", f"is {self.method.memory}",
-                f"at least {least / 2**30:.2f}GiB, which the process and one batch of the largest unit take",
-                "give more, or make the batch smaller",
+                f"at least {least / 2**30:.2f}GiB, which the process and {self.chunk} images of the largest unit take",
+                "give more",
             )  # fmt: skip
         return limit - least
 
@@ -97,12 +101,12 @@ class _Walk:
         """All units in order; those after the last with anything to learn are not passed."""
         self._enter(images_done)
         kept = Finished.open(self.method.work, self._fingerprint) if self.method.work else None
-        last = max((i for i, found in enumerate(self.learnables) if self._moves(found)), default=-1)
+        last = max((i for i in range(len(self.units)) if self._moves(i)), default=-1)
         readers = last_readers(self.units)
         for i in range(last + 1):
-            unit, found = self.units[i], self.learnables[i]
+            unit = self.units[i]
             self._pass_float(unit)
-            if self._moves(found):
+            if self._moves(i):
                 changes = None if kept is None else kept.load(i)
                 if changes is None:
                     changes = self._learn(i)
@@ -119,7 +123,26 @@ class _Walk:
         first = next(iter(self.batches))
         return fingerprint(self.state, dataclasses.replace(self.method, work="", memory=""), first, len(self.batches))
 
-    def _moves(self, found: Learnable) -> bool:
+    def _chosen(self) -> list[bool]:
+        """Whether each unit is one of those to reconstruct.
+
+        Raises:
+            InputError: a glob that matches none of those that can be.
+        """
+        names = [u.name for u, f in zip(self.units, self.learnables, strict=True) if f.weights or f.steps or f.biases]
+        for pattern in self.method.only:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(
+                    f"{self.method.name}.only", f"{pattern!r} matches no {self.method.unit} with anything to learn",
+                    "a glob of one of them", did_you_mean(pattern, names),
+                )  # fmt: skip
+        only = self.method.only or ("*",)
+        return [any(fnmatchcase(unit.name, pattern) for pattern in only) for unit in self.units]
+
+    def _moves(self, i: int) -> bool:
+        found = self.learnables[i]
+        if not self.chosen[i]:
+            return False
         rounds = self.method.rounding != "nearest" and bool(found.weights)
         steps = self.method.learn_steps and bool(found.steps)
         return rounds or steps or (self.method.learn_biases and bool(found.biases))
@@ -278,9 +301,9 @@ def _first_output(model: ir.Model) -> str:
 
 def _elements(unit: Block) -> int:
     """Elements of all values of a unit, for one image."""
-    shapes = [v.shape for region in unit.regions for node in region.nodes for v in (*node.inputs, *node.outputs)
-              if v is not None and not v.is_initializer()]  # fmt: skip
-    return sum(int(np.prod([d for d in list(s)[1:] if isinstance(d, int)], dtype=np.int64)) for s in shapes if s)
+    values = {v for region in unit.regions for node in region.nodes for v in (*node.inputs, *node.outputs)}
+    shapes = [list(v.shape) for v in values if v is not None and v.shape is not None and not v.is_initializer()]
+    return sum(int(np.prod([d for d in shape[1:] if isinstance(d, int)], dtype=np.int64)) for shape in shapes)
 
 
 def resident_bytes() -> int:

@@ -41,6 +41,7 @@ class Method:
         beta: its power at the end of the warm-up and at the end.
         seed: of the images of each step, and of what is left in float.
         memory: bytes that the process may take, `4GiB`; cached activations beyond it lie in files. Empty: no bound.
+        only: globs of the units to reconstruct; all if there are none.
         work: folder in which each finished unit is kept, so that a killed run goes on; empty for none.
     """
 
@@ -67,6 +68,7 @@ class Method:
     beta: tuple[float, float] = field(default=(20.0, 2.0))
     seed: int = 0
     memory: str = ""
+    only: tuple[str, ...] = ()
     work: str = ""
 
     def __post_init__(self) -> None:
