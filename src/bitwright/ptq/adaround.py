@@ -31,7 +31,8 @@ class AdaRound:
         batch: images a step.
         rate: Adam's, of the rounding variables; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         loss: `output`, the error after the activation that follows, on the images of each step; `moments`, before it,
-            on all images at once, from their second moments: a step is many times cheaper in most layers.
+            on all images at once, from their second moments: a step is many times cheaper where positions are many;
+            `cheapest`, the one of both whose steps cost less, layer by layer.
         strength: of the regulariser; the error is a sum over channels.
         warmup: share of the iterations without it.
         seed: of the images of each step.
@@ -60,11 +61,11 @@ class AdaRound:
         """A state whose weights have codes of their own choice.
 
         Raises:
-            InputError: `loss` is neither `output` nor `moments`.
+            InputError: `loss` is none of these.
         """
-        losses = {"output": "error", "moments": "moments"}
+        losses = {"output": "error", "moments": "moments", "cheapest": "cheapest"}
         if self.loss not in losses:
-            raise InputError("adaround.loss", f"is {self.loss!r}", "output or moments")
+            raise InputError("adaround.loss", f"is {self.loss!r}", "output, moments or cheapest")
         method = Method(
             name="adaround", unit="layer", inputs="quantized", rounding="soft", loss=losses[self.loss],
             iterations=self.iterations,

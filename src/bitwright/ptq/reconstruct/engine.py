@@ -78,7 +78,7 @@ class _Walk:
         self.floats: dict[str, Rows] = {}
         self.quantized: dict[str, Rows] = {}
         self.units_learned: list[dict[str, Any]] = []
-        self.keeps_inputs = method.loss not in ("error", "moments")
+        self.keeps_inputs = method.loss in ("fisher", "prediction")
         self._logits: Rows | None = None
 
     def _budget(self) -> int | None:

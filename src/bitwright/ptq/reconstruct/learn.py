@@ -56,7 +56,7 @@ def learn(work: Work, chunk: int) -> Learned:
         total = 0.0
         for part in range(chunks):
             index = torch.randint(count, (min(chunk, method.batch),), generator=work.generator)
-            if part and method.loss == "error":  # the regulariser, which enters by its gradient, counts once
+            if part:  # the regulariser, which enters by its gradient, counts once
                 for rounding in work.weights.values():
                     rounding.beta = None
             loss = loss_of(index) / chunks

@@ -28,6 +28,9 @@ Loss = Callable[[Tensor], Tensor]
 LOSSES: dict[str, Row] = {
     "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),
     "moments": Row("bitwright.ptq.reconstruct.moments_error:moments_error", "a layer's, of all images at once"),
+    "cheapest": Row(
+        "bitwright.ptq.reconstruct.moments_error:cheapest_error", "moments or error, whichever costs less"
+    ),
     "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
     "prediction": Row("bitwright.ptq.reconstruct.loss:prediction_error", "divergence of the network's output"),
 }

@@ -9,6 +9,7 @@ left out: where a ReLU does, errors below zero count here and not in the plain e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import UnsupportedError
+from bitwright.ptq.reconstruct.loss import output_error
 from bitwright.ptq.reconstruct.work import Work
 from bitwright.ptq.second_moments import Layer, Moments, layer_of
 
@@ -53,6 +55,17 @@ def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
         return found + rest
 
     return loss
+
+
+def cheapest_error(work: Work) -> Callable[[Tensor], Tensor]:
+    """`moments_error` where a product with H is less work than a step's images, `D < 2 rows`; else `output_error`."""
+    layers = [r for r in work.unit.regions if r.weight is not None]
+    if len(layers) == 1:
+        layer, shape = layer_of(layers[0]), work.target.shape
+        rows = work.method.batch * (math.prod(shape[1:]) if layer.op.op_type == "Conv" else math.prod(shape[:-1]))
+        if len(layer.parts) == 1 and layer.columns < 2 * rows:
+            return moments_error(work)
+    return output_error(work)
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ from bitwright.plan.encoding import Encoding
 
 ZETA, GAMMA = 1.1, -0.1
 STRETCH = ZETA - GAMMA
+#: Weights that are worked on at once: half a megabyte of each of their tensors.
+PIECE = 1 << 17
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -84,10 +86,10 @@ class SoftRounding(nn.Module):
         self.encoding, self.strength = encoding, strength
         below, value, gap = neighbours(weight, encoding)
         self.register_buffer("below", below)
-        self.register_buffer("value", value)
-        self.register_buffer("gap", gap)
+        self.register_buffer("value", value.contiguous())
+        self.register_buffer("gap", gap.contiguous())
         fraction = torch.where(gap > 0, (weight - value) / gap.clamp(min=1e-30), 0.0).clamp(0, 1)
-        self.v = nn.Parameter(inverse_rectified_sigmoid(fraction))
+        self.v = nn.Parameter(inverse_rectified_sigmoid(fraction).contiguous())
         #: Power of the regulariser now; None while there is none.
         self.beta: float | None = None
 
@@ -118,25 +120,38 @@ class SoftRounding(nn.Module):
 
 
 class _SoftWeight(torch.autograd.Function):
-    """`value + gap h(V)`; backward adds the regulariser's gradient. Few passes over memory: this is called often."""
+    """`value + gap h(V)`; backward adds the regulariser's gradient.
+
+    This is called once a step, on millions of weights, so it goes through them in pieces that stay in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, value: Tensor, gap: Tensor, beta: float, strength: float) -> Tensor:
-        sigmoid = torch.sigmoid(v)
-        stretched = torch.add(torch.full_like(v, GAMMA), sigmoid, alpha=STRETCH)
-        ctx.save_for_backward(sigmoid, stretched, gap)
+        ctx.save_for_backward(v, gap)
         ctx.beta, ctx.strength = beta, strength
-        return torch.addcmul(value, gap, stretched.clamp(0, 1))
+        found = torch.empty_like(value)
+        for part, base, step, out in zip(*(_pieces(t) for t in (v, value, gap, found)), strict=True):
+            torch.addcmul(base, step, rectified_sigmoid(part), out=out)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        sigmoid, stretched, gap = ctx.saved_tensors
-        total = gradients[0] * gap
-        if ctx.strength:
-            # d/dh of -|2h - 1|^beta is -2 beta |2h - 1|^(beta - 1) sign(2h - 1)
-            distance = stretched.mul(2).sub_(1)
-            slope = distance.abs().clamp_(max=1.0).pow_(ctx.beta - 1).copysign_(distance)
-            total.sub_(slope, alpha=2 * ctx.strength * ctx.beta)
-        # Where h is cut off at 0 or 1 nothing moves.
-        inside = torch.ops.aten.hardtanh_backward(total, stretched, 0.0, 1.0)
-        return torch.ops.aten.sigmoid_backward(inside, sigmoid).mul_(STRETCH), None, None, None, None
+        v, gap = ctx.saved_tensors
+        found = torch.empty_like(v)
+        upstream = gradients[0].contiguous()
+        for part, step, given, out in zip(*(_pieces(t) for t in (v, gap, upstream, found)), strict=True):
+            sigmoid = torch.sigmoid(part)
+            stretched = sigmoid.mul(STRETCH).add_(GAMMA)
+            total = given * step
+            if ctx.strength:
+                # d/dh of -|2h - 1|^beta is -2 beta |2h - 1|^(beta - 1) sign(2h - 1); beyond [0, 1] nothing moves.
+                distance = stretched.mul(2).sub_(1)
+                slope = distance.abs().log_().mul_(ctx.beta - 1).exp_().copysign_(distance)
+                total.sub_(slope, alpha=2 * ctx.strength * ctx.beta)
+            inside = torch.ops.aten.hardtanh_backward(total, stretched, 0.0, 1.0)
+            torch.mul(torch.ops.aten.sigmoid_backward(inside, sigmoid), STRETCH, out=out)
+        return found, None, None, None, None
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.detach().view(-1).split(PIECE)
