@@ -15,5 +15,7 @@ STEPS: dict[str, Row] = {
     "adaquant": Row("bitwright.ptq.adaquant:AdaQuant", "learn weights, ranges and biases, layer by layer"),
     "brecq": Row("bitwright.ptq.brecq:BRECQ", "learn the rounding of a block's weights together, then its steps"),
     "qdrop": Row("bitwright.ptq.qdrop:QDrop", "learn rounding and steps of a block, quantization left out at random"),
+    "pd_quant": Row("bitwright.ptq.pd_quant:PDQuant", "as qdrop, keeping what the network predicts"),
+    "flexround": Row("bitwright.ptq.flexround:FlexRound", "learn by what each weight is divided before it is rounded"),
     "tune_biases": Row("bitwright.ptq.tune_biases:TuneBiases", "learn all biases on the network's predictions"),
 }

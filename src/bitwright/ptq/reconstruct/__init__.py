@@ -12,5 +12,6 @@ from bitwright.lookup import Row
 ROUNDINGS: dict[str, Row] = {
     "nearest": Row("bitwright.ptq.reconstruct.weights:Nearest", "to the nearest code; nothing is learned"),
     "soft": Row("bitwright.ptq.reconstruct.soft:SoftRounding", "up or down, by AdaRound's rectified sigmoid"),
+    "divided": Row("bitwright.ptq.reconstruct.divide:DividedRounding", "any code, by learned division (FlexRound)"),
     "straight": Row("bitwright.ptq.reconstruct.weights:StraightThrough", "any code, by straight-through gradients"),
 }

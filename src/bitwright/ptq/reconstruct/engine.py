@@ -30,6 +30,7 @@ from bitwright.ptq.calibrate import fit_bias
 from bitwright.ptq.programs import float_program, simulated_program
 from bitwright.ptq.reconstruct import ROUNDINGS
 from bitwright.ptq.reconstruct.activations import Coin, LearnedStep, ShiftedBias
+from bitwright.ptq.reconstruct.correct import corrected
 from bitwright.ptq.reconstruct.finished import Finished, fingerprint
 from bitwright.ptq.reconstruct.learn import learn
 from bitwright.ptq.reconstruct.method import Method, bytes_of
@@ -202,17 +203,28 @@ class _Walk:
         quantizers |= {**weights, **steps, **biases}
         name = unit.output.name or ""
         program = simulated_program(self.state, inputs=_names(unit), outputs=[name], quantizers=quantizers)
+        floats, target = self._corrected(unit) if method.correction else (self.floats, self.floats[name])
         rest = crossing(self.units, i) if self.keeps_inputs else []
         return Work(
             state=self.state, unit=unit, method=method, weights=weights, steps=steps, biases=biases, program=program,
-            floats=self.floats, quantized=self.quantized, target=self.floats[name], coin=coin,
+            floats=floats, quantized=self.quantized, target=target, coin=coin,
             rest_inputs=tuple(rest), rest_rows={v: self.quantized[v] for v in rest if v != name},
             network_logits=self._network_logits, generator=generator,
         )  # fmt: skip
 
+    def _corrected(self, unit: Block) -> tuple[Mapping[str, Rows], Rows]:
+        batches = [self._padded(index) for index in torch.arange(self.count).split(self.chunk)]
+        found = corrected(self.state, unit, self.floats, self.method, batches, self.budget)
+        if found is None:
+            return self.floats, self.floats[unit.output.name or ""]
+        log.info("%s %s: distance from the statistics of its batch norms %.4g to %.4g",
+                 self.method.name, unit.name, found.before, found.after)  # fmt: skip
+        return found.floats, found.output
+
     def _rounding(self, row: Callable[..., Any], site: str) -> Any:
         try:
-            return row(self.state.tensor(site), self.state.encodings[site], self.method.strength)
+            settings = dict(self.method.rounding_settings)
+            return row(self.state.tensor(site), self.state.encodings[site], self.method.strength, **settings)
         except InputError as error:
             raise InputError(f"{self.method.name}: weight {site!r}", error.found, error.expected, error.fix) from error
 
@@ -227,6 +239,8 @@ class _Walk:
         work = self._work(i)
         with torch.enable_grad():
             found = learn(work, self.chunk)
+        for rows in {work.target, *work.floats.values()} - set(self.floats.values()):
+            rows.release()
         log.info(
             "%s %s: loss %.4g to %.4g in %d iterations, %.2f %% undecided", self.method.name, work.unit.name,
             found.first, found.last, found.iterations, 100 * found.undecided,

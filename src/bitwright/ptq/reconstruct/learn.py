@@ -51,12 +51,14 @@ def learn(work: Work, chunk: int) -> Learned:
     done = 0
     for i in range(method.iterations):
         for rounding in work.weights.values():
-            rounding.beta = method.beta_at(i)
+            rounding.beta, rounding.time = method.beta_at(i), i / method.iterations
+        if work.coin is not None:
+            work.coin.keep = method.keep_at(i)
         optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(chunks):
             index = torch.randint(count, (min(chunk, method.batch),), generator=work.generator)
-            if part and method.loss == "error":  # the regulariser, which enters by its gradient, counts once
+            if part:  # the regulariser, which enters by its gradient, counts once
                 for rounding in work.weights.values():
                     rounding.beta = None
             loss = loss_of(index) / chunks
@@ -86,6 +88,7 @@ def _optimiser(work: Work, method: Method) -> tuple[torch.optim.Optimizer, torch
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for rounding in work.weights.values():
         for kind, parameter in rounding.groups().items():
+            kind = kind.partition(":")[0]
             groups.setdefault((kind, _rate(rates[kind], kind, rounding.encoding, method)), []).append(parameter)
     for step in work.steps.values():
         if step.step.requires_grad:

@@ -3,6 +3,7 @@
     error:   mean over images and positions of sum over channels |z~ - z|^p
     fisher:  the same of |z~ - z|^2 (|g| + damping)^2,   g = dKL(softmax(y) || softmax(y~)) / dz~
     prediction:  KL(softmax(y) || softmax(y~)), y the network's first output, y~ in float after the unit
+    error and prediction:  error + w KL(softmax(y / T) || softmax(y~ / T)), y~ from the quantized network's values
 
 The sum over channels, not a mean, sets the balance with the regulariser, which is a sum over weights.
 
@@ -28,6 +29,9 @@ Loss = Callable[[Tensor], Tensor]
 LOSSES: dict[str, Row] = {
     "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),
     "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
+    "error and prediction": Row(
+        "bitwright.ptq.reconstruct.loss:error_and_prediction", "both: of the unit's output and of the network's"
+    ),
     "prediction": Row("bitwright.ptq.reconstruct.loss:prediction_error", "divergence of the network's output"),
 }
 
@@ -70,6 +74,25 @@ def prediction_error(work: Work) -> Loss:
 
     def loss(index: Tensor) -> Tensor:
         return prediction_difference(work.logits[index], work.rest(index, work.output(index)))
+
+    return loss
+
+
+def error_and_prediction(work: Work) -> Loss:
+    """`error + w KL(softmax(y / T) || softmax(y~ / T))` (PD-Quant).
+
+    The error is that of the inputs as the method has them; y~ comes from those of the quantized network alone, through
+    the unit, and in float after it.
+    """
+    error, method = output_error(work), work.method
+
+    def loss(index: Tensor) -> Tensor:
+        first = error(index)
+        for rounding in work.weights.values():  # the regulariser, which enters by its gradient, counts once
+            rounding.beta = None
+        logits = work.rest(index, work.output(index, "quantized"))
+        difference = prediction_difference(work.logits[index], logits, method.temperature)
+        return first + method.prediction_weight * difference
 
     return loss
 
