@@ -29,8 +29,9 @@ from bitwright.plan.spec import Derived
 from bitwright.ptq.calibrate import fit_bias
 from bitwright.ptq.programs import float_program, simulated_program
 from bitwright.ptq.reconstruct import ROUNDINGS
-from bitwright.ptq.reconstruct.activations import Coin, LearnedStep, ShiftedBias
+from bitwright.ptq.reconstruct.activations import BorderedBias, Coin, LearnedStep, ShiftedBias
 from bitwright.ptq.reconstruct.correct import corrected
+from bitwright.ptq.reconstruct.exponents import LearnedExponent
 from bitwright.ptq.reconstruct.finished import Finished, fingerprint
 from bitwright.ptq.reconstruct.learn import learn
 from bitwright.ptq.reconstruct.method import Method, bytes_of
@@ -122,8 +123,11 @@ class _Walk:
 
     def _moves(self, found: Learnable) -> bool:
         rounds = self.method.rounding != "nearest" and bool(found.weights)
-        steps = self.method.learn_steps and bool(found.steps)
-        return rounds or steps or (self.method.learn_biases and bool(found.biases))
+        steps = (self.method.learn_steps and bool(found.steps)) or (
+            self.method.learn_exponents and bool(found.exponents)
+        )
+        biases = self.method.learn_biases or bool(self.method.learn_borders)
+        return rounds or steps or (biases and bool(found.biases))
 
     def _inputs(self) -> list[str]:
         return [v.name or "" for v in self.state.model.graph.inputs]
@@ -191,15 +195,11 @@ class _Walk:
         coin = Coin(method.keep, generator) if method.keep < 1 else None
         rounding = lookup(ROUNDINGS, method.rounding, "rounding").load()
         weights = {w: self._rounding(rounding, w) for w in found.weights}
-        steps = {}
-        if method.activations:
-            for site in (*found.steps, *found.others):
-                learned = method.learn_steps and site in found.steps
-                steps[site] = LearnedStep(self.state.encoding(site), learned=learned, coin=coin)
-        biases = {b: ShiftedBias(self.state.tensor(b)) for b in found.biases} if method.learn_biases else {}
+        steps = self._steps(found, coin) if method.activations else {}
+        biases = self._biases(unit, found, steps)
         quantizers: dict[str, nn.Module] = {b: nn.Identity() for b in found.biases}
         if not method.activations:
-            quantizers |= {site: nn.Identity() for site in (*found.steps, *found.others)}
+            quantizers |= {site: nn.Identity() for site in (*found.steps, *found.exponents, *found.others)}
         quantizers |= {**weights, **steps, **biases}
         name = unit.output.name or ""
         program = simulated_program(self.state, inputs=_names(unit), outputs=[name], quantizers=quantizers)
@@ -207,10 +207,38 @@ class _Walk:
         rest = crossing(self.units, i) if self.keeps_inputs else []
         return Work(
             state=self.state, unit=unit, method=method, weights=weights, steps=steps, biases=biases, program=program,
+            quantizers=quantizers,
             floats=floats, quantized=self.quantized, target=target, coin=coin,
             rest_inputs=tuple(rest), rest_rows={v: self.quantized[v] for v in rest if v != name},
             network_logits=self._network_logits, generator=generator,
         )  # fmt: skip
+
+    def _steps(self, found: Learnable, coin: Coin | None) -> dict[str, LearnedStep]:
+        """The quantizers of a unit's activations."""
+        method, made = self.method, {}
+        for site in (*found.steps, *found.exponents, *found.others):
+            kind = LearnedExponent if site in found.exponents else LearnedStep
+            learned = (method.learn_steps and site in found.steps) or (
+                method.learn_exponents and site in found.exponents
+            )
+            made[site] = kind(self.state.encoding(site), learned=learned, coin=coin)
+        return made
+
+    def _biases(self, unit: Block, found: Learnable, steps: Mapping[str, LearnedStep]) -> dict[str, ShiftedBias]:
+        """The biases that move: freely, or as the borders of rounding do."""
+        if self.method.learn_biases:
+            return {b: ShiftedBias(self.state.tensor(b)) for b in found.biases}
+        if not self.method.learn_borders:
+            return {}
+        assert self.state.plan is not None
+        made: dict[str, ShiftedBias] = {}
+        for region in unit.regions:
+            site = self.state.plan.resolve(region.output.name or "")[0]
+            if region.bias is not None and region.bias.name in found.biases and site in steps:
+                bias = self.state.tensor(region.bias.name or "")
+                shared = self.method.learn_borders == "tensor"
+                made[region.bias.name or ""] = BorderedBias(bias, steps[site], shared=shared)
+        return made
 
     def _corrected(self, unit: Block) -> tuple[Mapping[str, Rows], Rows]:
         batches = [self._padded(index) for index in torch.arange(self.count).split(self.chunk)]
@@ -254,7 +282,7 @@ class _Walk:
             return changes
         changes["encodings"] = {site: rounding.rounded() for site, rounding in work.weights.items()}
         changes["encodings"] |= {s: step.moved() for s, step in work.steps.items() if step.step.requires_grad}
-        changes["biases"] = {b: module.shift.detach() for b, module in work.biases.items()}
+        changes["biases"] = {b: module.change().detach().clone() for b, module in work.biases.items()}
         return changes
 
     def _apply(self, unit: Block, changes: Mapping[str, Any]) -> None:

@@ -25,10 +25,14 @@ class Method:
         loss: row of `LOSSES`.
         power: of the error in the loss.
         prediction_weight: of the prediction difference beside the error, where the loss has both.
+        activation_weight: of the error of activations inside the network, beside its prediction.
         temperature: of the softmax in the prediction difference.
         activations: whether activations are quantized while weights are learned.
         learn_steps: whether the steps of a unit's activations are learned.
+        learn_exponents: whether the steps that are powers of two are.
         learn_biases: whether biases are.
+        learn_borders: whether the borders are at which layers' outputs are rounded up: `channel` for one in each
+            channel, `tensor` for one in all; empty for halves.
         keep: probability that an element of an activation is quantized; 1 for always.
         keep_end: that probability at the end, reached linearly; None where it stays.
         correction: steps by which a unit's float inputs are moved towards the statistics of its batch norms; 0 for
@@ -60,10 +64,13 @@ class Method:
     loss: str = "error"
     power: float = 2.0
     prediction_weight: float = 1.0
+    activation_weight: float = 1.0
     temperature: float = 1.0
     activations: bool = False
     learn_steps: bool = False
+    learn_exponents: bool = False
     learn_biases: bool = False
+    learn_borders: Literal["", "channel", "tensor"] = ""
     keep: float = 1.0
     keep_end: float | None = None
     correction: int = 0
@@ -89,7 +96,7 @@ class Method:
             if getattr(self, key) < 1:
                 raise InputError(f"{self.name}.{key}", f"is {getattr(self, key)}", "a whole number from 1 on")
         for key in ("weight_rate", "step_rate", "weight_step_rate", "bias_rate", "strength", "prediction_weight",
-                    "correction", "correction_rate", "closeness"):  # fmt: skip
+                    "activation_weight", "correction", "correction_rate", "closeness"):  # fmt: skip
             if not getattr(self, key) >= 0:
                 raise InputError(f"{self.name}.{key}", f"is {getattr(self, key)}", "0 or more")
         for key in ("keep", "keep_end", "warmup"):

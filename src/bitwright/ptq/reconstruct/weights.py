@@ -32,7 +32,7 @@ class Rounding(Protocol):
         """The weight as it is quantized now."""
 
     def groups(self) -> Mapping[str, nn.Parameter]:
-        """`{kind of rate: parameter}`: `weight`, `weight step`, `weight zero`; `weight:rows` for one more of a kind."""
+        """`{kind of rate: parameter}`: `weight`, `weight step`, `weight zero`; one more of a kind is `weight:1`."""
 
     def settled(self) -> bool:
         """Whether nothing can change any more."""
