@@ -223,7 +223,7 @@ def test_a_rounding_begins_near_the_weight_and_ends_on_its_grid(kind: Any, axis:
     scale, _ = encoding.parameters(WEIGHT)
     inside = encoding.quantize(WEIGHT).clamp(1, 6) == encoding.quantize(WEIGHT)
     away = ((rounding(WEIGHT) - WEIGHT) / scale)[inside].abs()
-    assert float(away.max()) <= (0.5 if kind in (DividedRounding, AttentionRounding) else 0.05)
+    assert float(away.max()) <= (0.501 if kind in (DividedRounding, AttentionRounding) else 0.05)
     found = rounding.rounded()
     assert found.codes is not None and found.codes.dtype == torch.int32 and found.codes.shape == WEIGHT.shape
     assert int(found.codes.min()) >= 0 and int(found.codes.max()) <= 7
@@ -260,9 +260,9 @@ def test_attention_draws_near_codes_more_often_and_each_run_the_same() -> None:
 def test_annealing_leaves_out_codes_beyond_the_grid() -> None:
     rounding = AnnealingRounding(torch.tensor([-9.0, 9.0]), grid(), 0.0)
     with torch.no_grad():
-        rounding.v.copy_(torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 9.0], [0.0, 9.0]]))
+        rounding.v.copy_(torch.tensor([[9.0, 8.0], [0.0, 0.0], [0.0, 9.0], [0.0, 9.0]]))
     assert rounding.rounded().codes is not None
-    assert rounding.rounded().codes.tolist() == [0, 7]  # type: ignore[union-attr]
+    assert rounding.rounded().codes.tolist() == [0, 6]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -306,9 +306,14 @@ def test_exponents_are_whole_whatever_was_learned() -> None:
     assert torch.equal(torch.log2(found.scale), torch.round(torch.log2(found.scale)))
     assert float(found.scale[0] / found.scale[1]) in (1.0, 2.0, 4.0) and found.codes is not None
     step = LearnedExponent(grid(4, format="pow2"), learned=True)
+    assert float(step.moved().scale) == 0.125 and int(step.moved().zero_point) == 3
     with torch.no_grad():
-        step.step += 0.8
-    assert float(step.moved().scale) == 0.25 and int(step.moved().zero_point) == 2
+        step.step -= 3
+    assert float(step.moved().scale) == 0.0625 and int(step.moved().zero_point) == 6
+    step.time, x = 1.0, torch.linspace(-1, 2, 50)
+    assert torch.equal(step(x), step.moved().fake_quantize(x))
+    step(x).square().sum().backward()
+    assert step.step.grad is not None
 
 
 # --- activations
@@ -324,9 +329,8 @@ def test_a_coin_may_change() -> None:
 
 def test_a_border_is_a_part_of_the_bias() -> None:
     """`ceil(v / s - B)` of a layer with a ReLU is what it gives with another bias, rounded to nearest."""
-    step = LearnedStep(
-        Encoding(spec=QSpec(bits=4), scale=torch.tensor(0.25), zero_point=torch.tensor(0)), learned=True
-    )
+    encoding = Encoding(spec=QSpec(bits=4), scale=torch.tensor(0.25), zero_point=torch.tensor(0))
+    step = LearnedStep(encoding, learned=True)
     bias = BorderedBias(torch.zeros(3), step, shared=False)
     assert torch.equal(bias(torch.ones(3)), torch.ones(3))
     borders = torch.tensor([0.2, 0.5, 0.9])

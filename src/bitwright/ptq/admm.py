@@ -30,7 +30,7 @@ class ADMM:
         images: calibration images.
         batch: images a step.
         turns: how often the nearest point of the grid is looked for.
-        rate: Adam's, of the weights.
+        rate: Adam's, of the weights, in steps; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         strength: of the penalty at first, for a weight that is a step away; it grows a hundredfold.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
@@ -40,8 +40,8 @@ class ADMM:
     iterations: int = 10_000
     images: int = 1024
     batch: int = 32
-    turns: int = 100
-    rate: float = 1e-3
+    turns: int = 20
+    rate: float = 0.0
     strength: float = 0.01
     seed: int = 0
     memory: str = ""

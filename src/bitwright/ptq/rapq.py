@@ -1,7 +1,7 @@
 """RAPQ: steps that are powers of two, learned with the rounding of the weights instead of fixed before it.
 
     weights: min_{P, V} ||z~ - z||^2 + regularisers,    s = 2^(e + h(P)), in the first part of the time; then V alone
-    then, from the network's input again, activation steps: min_t ||z~ - z||^2,    s = 2^rnd(t)
+    then, from the network's input again, activation steps: min_P ||z~ - z||^2,    s a power of two or its half
 
 So the exponents of a block weigh rounding against clipping together (`reconstruct/exponents.py`). Weights and
 activations of other formats, such as 8-bit ends, keep their steps.
@@ -64,15 +64,15 @@ class RAPQ:
         Raises:
             InputError: no weight of the format `pow2`, or a share that is not from 0 to 1.
         """
+        if not 0 <= self.settle <= 1:
+            raise InputError("rapq.settle", f"is {self.settle}", "from 0 to 1", "0.1 is a tenth of the iterations")
         specs = [encoding.spec for site, encoding in state.encodings.items() if site in state.model.graph.initializers]
         if state.encodings and not any(spec.format == "pow2" for spec in specs):
             raise InputError(
                 "rapq", "no weight whose steps are powers of two", "one at least",
                 "give the format with --set W=pow2-4,A=pow2-4",
             )  # fmt: skip
-        if not 0 <= self.settle <= 1:
-            raise InputError("rapq.settle", f"is {self.settle}", "from 0 to 1", "0.1 is a tenth of the iterations")
-        # Each variable can cross its whole range: a rounding variable about 5, an exponent of an activation 2.
+        # Each variable can cross its whole range: -2.4 to 2.4.
         method = Method(
             name="rapq", unit="block", inputs="quantized", rounding="exponent",
             rounding_settings=(("settle", self.settle),), iterations=self.iterations, images=self.images,
@@ -85,7 +85,7 @@ class RAPQ:
             return state
         steps = Method(
             name="rapq", unit="block", inputs="quantized", rounding="nearest", activations=True, learn_exponents=True,
-            iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=4 / self.step_iterations,
+            iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=8 / self.step_iterations,
             seed=self.seed, memory=self.memory, work=self.work and os.path.join(self.work, "steps"),
         )  # fmt: skip
         return reconstruct(state, batches, steps)

@@ -65,6 +65,8 @@ class LearnedStep(nn.Module):
     def __init__(self, encoding: Encoding, *, learned: bool, coin: Coin | None = None) -> None:
         super().__init__()
         self.encoding, self.coin = encoding, coin
+        #: Share of the iterations that have been made, set by the engine.
+        self.time = 0.0
         self.step = nn.Parameter(encoding.scale.clone(), requires_grad=learned)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class AttentionRounding(nn.Module):
         self.encoding, self.spread, self.beta, self.time = encoding, spread, None, 0.0
         self.register_buffer("position", weight / encoding.parameters(weight)[0])
         # Each weight tensor has a draw of its own, the same in every run.
-        own = zlib.crc32(weight.detach().contiguous().numpy().tobytes())
-        generator = torch.Generator().manual_seed(int(seed) * 0x1_0000_0000 + own)
+        own = zlib.crc32(weight.detach().contiguous().numpy().tobytes(), int(seed))
+        generator = torch.Generator().manual_seed(own)
         self.shift = nn.Parameter(torch.randn(weight.shape, generator=generator) * spread)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
-"""Steps that are powers of two and yet learned: of weights softly between two powers, of activations by rounding.
+"""Steps that are powers of two and yet learned: softly between two powers at first, at one of them in the end.
 
     weights:      s = 2^(e + h(P)),  e = floor(log2 s'),  for a share of the time; then h is 0 or 1, and weights are
                   rounded up or down by `soft.py` on the grid that was found
-    activations:  s = 2^rnd(t),   dy/dt = dy/ds s ln 2 straight through rnd
+    activations:  s = s0 2^(k - 1),  k = h + time (rnd(h) - h),  straight through rnd
 
-s' is the step of least error without the bound to powers of two, h AdaRound's rectified sigmoid. Zero points follow
-the step, `z = rnd(z' s' / s)`, so that the range stays where it was.
+h is AdaRound's rectified sigmoid, s' the step of least error without the bound to powers of two, and s0 the power of
+two that clips nothing of the calibrated range, so that the best one is it or its half. Zero points follow the step,
+`z = rnd(z' s' / s)`, so that the range stays where it was.
 
-Source: H. Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022 (soft
-exponents of weights); S. Jain et al., Trained Quantization Thresholds, MLSys 2020 (activations). Choices: rounding
-variables start anew when the exponents have settled; the regulariser of exponents is ten times that of weights, as in
-the authors' code.
+Source: H. Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022.
+Choices: exponents of activations harden steadily, where the authors' are free numbers in the end; rounding variables
+start anew when the exponents of weights have settled; the regulariser of these is ten times that of weights, as in the
+authors' code.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ from torch import Tensor, nn
 
 from bitwright.formats.affine import SMALLEST_SCALE
 from bitwright.formats.pow2 import power_of_two
-from bitwright.formats.rounding import round_straight_through
 from bitwright.plan.encoding import Encoding
 from bitwright.ptq.calibrate import weight_encoding
 from bitwright.ptq.reconstruct.activations import Coin, LearnedStep, quantized_by
 from bitwright.ptq.reconstruct.penalty import penalised
-from bitwright.ptq.reconstruct.soft import SoftRounding, inverse_rectified_sigmoid, rectified_sigmoid
+from bitwright.ptq.reconstruct.soft import GAMMA, STRETCH, SoftRounding, inverse_rectified_sigmoid, rectified_sigmoid
 from bitwright.ranges.mse import MSE
 
+#: Where the exponent of an activation begins, between 0, half the step, and 1, the step.
+HIGH = 0.75
 #: Weight of the regulariser of exponents, over that of weights; its power at first and when they settle.
 HEAVIER, SOFT, HARD = 10.0, 20.0, 2.0
+
+
+def _soft(v: Tensor) -> Tensor:
+    """`rectified_sigmoid` with gradients."""
+    return torch.clamp(torch.sigmoid(v) * STRETCH + GAMMA, 0, 1)
 
 
 def exponent_rounding(
@@ -84,12 +91,12 @@ class ExponentRounding(nn.Module):
             self.soft.beta = self.beta
             found: Tensor = self.soft(weight)
             return found
-        h = torch.clamp(torch.sigmoid(self.exponent) * 1.2 - 0.1, 0, 1)
+        h = _soft(self.exponent)
         step, zero = self._grid(self.base * torch.exp2(h))
         expand = self.encoding.spec.granularity.expand
         s, z, grid = expand(step, weight), expand(zero, weight), self.encoding.spec.grid
         u = self.float_weight / s
-        up = torch.clamp(torch.sigmoid(self.v) * 1.2 - 0.1, 0, 1)
+        up = _soft(self.v)
         # floor passes the gradient on to the step, as rounding does.
         code = (u + (torch.floor(u) - u).detach() + up + z).clamp(grid.qmin, grid.qmax)
         power = SOFT + (HARD - SOFT) * self.time / self.settle
@@ -126,7 +133,7 @@ class ExponentRounding(nn.Module):
 
 
 class LearnedExponent(LearnedStep):
-    """The quantizer of an activation whose step is the power of two nearest to what is learned.
+    """The quantizer of an activation whose step ends at one of two powers of two: that of its encoding, or its half.
 
     Args:
         encoding: step and zero point to begin with.
@@ -136,11 +143,17 @@ class LearnedExponent(LearnedStep):
 
     def __init__(self, encoding: Encoding, *, learned: bool, coin: Coin | None = None) -> None:
         super().__init__(encoding, learned=learned, coin=coin)
-        self.step = nn.Parameter(torch.log2(encoding.scale), requires_grad=learned)
+        high = torch.full_like(encoding.scale, HIGH)
+        self.step = nn.Parameter(inverse_rectified_sigmoid(high), requires_grad=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Real values, on the grid where they are quantized."""
-        step = torch.exp2(round_straight_through(self.step))
+        if not self.step.requires_grad:
+            return quantized_by(x, self.encoding.scale, float(self.encoding.zero_point), self.encoding.spec.grid,
+                                self.coin)  # fmt: skip
+        h = _soft(self.step)
+        h = h + self.time * (torch.round(h) - h).detach()
+        step = self.encoding.scale * torch.exp2(h - 1)
         return quantized_by(x, step, float(self._zero(step.detach())), self.encoding.spec.grid, self.coin)
 
     def _zero(self, step: Tensor) -> Tensor:
@@ -149,6 +162,7 @@ class LearnedExponent(LearnedStep):
 
     @torch.no_grad()
     def moved(self) -> Encoding:
-        """The encoding at the learned exponent."""
-        step = torch.exp2(torch.round(self.step)).clamp(min=float(power_of_two(torch.tensor(SMALLEST_SCALE), "ceil")))
+        """The encoding at the exponent that was chosen."""
+        least = power_of_two(torch.tensor(SMALLEST_SCALE), "ceil")
+        step = (self.encoding.scale * torch.exp2(torch.round(_soft(self.step)) - 1)).clamp(min=float(least))
         return dataclasses.replace(self.encoding, scale=step, zero_point=self._zero(step).to(torch.int32))

@@ -52,6 +52,8 @@ def learn(work: Work, chunk: int) -> Learned:
     for i in range(method.iterations):
         for rounding in work.weights.values():
             rounding.beta, rounding.time = method.beta_at(i), i / method.iterations
+        for step in work.steps.values():
+            step.time = i / method.iterations
         if work.coin is not None:
             work.coin.keep = method.keep_at(i)
         optimiser.zero_grad(set_to_none=True)

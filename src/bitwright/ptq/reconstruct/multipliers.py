@@ -3,10 +3,10 @@
     min f(W)  with  W in {a (q - z)}:
     W   <- argmin f(W) + rho / 2 ||(W - G + U) / s||^2     some steps of the optimiser
     G   <- the point a (q - z) nearest to W + U            `alternate.py`, a scale for each channel
-    U   <- U + W - G
+    U   <- U + W - G,    and U <- U rho / rho' where rho becomes rho'
 
-f is the loss of the unit. rho grows, so that the weight is on the grid at the end. Steps s are those that the weight
-began with; over them, rho is what it costs to be a step away, whatever the layer.
+f is the loss of the unit. rho grows, so that the weight is on the grid at the end. All is counted in the steps s that
+the weight began with, so that rates and rho mean the same in every layer: rho is what it costs to be a step away.
 
 Source: C. Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018. Choices: f is
 the reconstruction error of a layer, not the training loss; Adam in place of the extra-gradient step; rho grows
@@ -48,16 +48,19 @@ class AlternatingRounding(nn.Module):
     gap: Tensor
     step: Tensor
 
-    def __init__(self, weight: Tensor, encoding: Encoding, strength: float, *, turns: float = 100) -> None:
+    def __init__(self, weight: Tensor, encoding: Encoding, strength: float, *, turns: float = 20) -> None:
         super().__init__()
         refuse_fixed_steps(encoding)
         self.encoding, self.strength, self.turns, self.beta, self.time = encoding, strength, int(turns), None, 0.0
-        self.weight = nn.Parameter(weight.clone())
         self.done = 0
-        self.register_buffer("gap", torch.zeros_like(weight))
         self.register_buffer("step", encoding.parameters(weight)[0].clone())
-        self.found = self._nearest(weight)
-        self.register_buffer("near", self.found.dequantize(self.found.codes_of(weight)))
+        self.register_buffer("gap", torch.zeros_like(weight))
+        self.weight = nn.Parameter(weight / self.step)
+        self.register_buffer("near", self._near(weight))
+
+    def _near(self, weight: Tensor) -> Tensor:
+        found = self._nearest(weight)
+        return found.dequantize(found.codes_of(weight)) / self.step
 
     def _nearest(self, weight: Tensor) -> Encoding:
         granularity, spec = self.encoding.spec.granularity, self.encoding.spec
@@ -78,15 +81,15 @@ class AlternatingRounding(nn.Module):
         if self.time * self.turns >= self.done + 1:
             self._turn()
         rho = self.strength * GROWTH**self.time
-        away = (self.weight - self.near + self.gap) / self.step
-        return penalised(self.weight, rho / 2 * away.square().sum())
+        away = self.weight - self.near + self.gap
+        return penalised(self.weight * self.step, rho / 2 * away.square().sum())
 
     @torch.no_grad()
     def _turn(self) -> None:
         self.done = int(self.time * self.turns)
-        self.found = self._nearest(self.weight + self.gap)
-        self.near.copy_(self.found.dequantize(self.found.codes_of(self.weight)))
+        self.near.copy_(self._near((self.weight + self.gap) * self.step))
         self.gap += self.weight - self.near
+        self.gap /= GROWTH ** (1 / self.turns)
 
     def groups(self) -> Mapping[str, nn.Parameter]:
         """The free weight."""
@@ -99,9 +102,9 @@ class AlternatingRounding(nn.Module):
     @torch.no_grad()
     def undecided(self) -> float:
         """Share of the weights that are further than a tenth of a step from the grid."""
-        return float(((self.weight - self.near).abs() > 0.1 * self.step).float().mean())
+        return float(((self.weight - self.near).abs() > 0.1).float().mean())
 
     @torch.no_grad()
     def rounded(self) -> Encoding:
         """The nearest point of the grid."""
-        return self._nearest(self.weight + self.gap)
+        return self._nearest((self.weight + self.gap) * self.step)
