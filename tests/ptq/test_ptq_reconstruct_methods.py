@@ -23,6 +23,7 @@ from bitwright.ptq import STEPS
 from bitwright.ptq.admm import ADMM
 from bitwright.ptq.aquant import AQuant
 from bitwright.ptq.attention_round import AttentionRound
+from bitwright.ptq.easyquant import EasyQuant
 from bitwright.ptq.flexround import FlexRound
 from bitwright.ptq.nwq import NWQ
 from bitwright.ptq.pd_quant import PDQuant
@@ -44,7 +45,9 @@ from bitwright.verbs.terminal import Terminal
 ASSETS = Path(__file__).parents[1] / "assets"
 QUICK: dict[str, Any] = {"iterations": 60, "images": 32, "batch": 16}
 #: Steps that learn, with what makes their default settings quick.
-METHODS = [name for name, row in STEPS.items() if "iterations" in row.load().__dataclass_fields__]
+METHODS = [
+    name for name, row in STEPS.items() if {"iterations", "rounds"} & set(row.load().__dataclass_fields__)
+]  # fmt: skip
 
 
 # --- what is written, by every method
@@ -59,7 +62,15 @@ def digits(*settings: str) -> State:
 def quick(name: str, **more: Any) -> Any:
     """A step at a few iterations and images, every part of it at work."""
     row = STEPS[name].load()
-    settings = {"iterations": 10, "step_iterations": 10, "correction": 2, "images": 16, "batch": 16, **more}
+    settings = {
+        "iterations": 10,
+        "step_iterations": 10,
+        "correction": 2,
+        "images": 16,
+        "batch": 16,
+        "candidates": 4,
+        **more,
+    }
     return row(**{key: value for key, value in settings.items() if key in row.__dataclass_fields__})
 
 
@@ -151,6 +162,21 @@ def test_without_prediction_and_correction_pd_quant_is_qdrop() -> None:
     assert not same(plain, moved)
 
 
+def test_easyquant_turns_outputs_back_and_finds_nothing_to_do_at_8_bits() -> None:
+    state = calibrated("W=3,A=4")
+    found = EasyQuant(images=16, candidates=12, rounds=2)(state, batches())
+    before, after = found.log[-1].facts["cosine"]
+    assert 1 - after < 0.97 * (1 - before)
+    again = EasyQuant(images=16, candidates=12, rounds=1, narrowest=0.999, widest=1.001)(found, batches())
+    assert again.log[-1].facts["cosine"][1] >= after - 1e-6
+    assert all(torch.equal(e.zero_point, found.encodings[s].zero_point) for s, e in state.encodings.items())
+    fine = calibrated("W=8,A=8")
+    before, after = EasyQuant(images=16, candidates=5, rounds=1)(fine, batches()).log[-1].facts["cosine"]
+    assert 0.999 < before <= after + 1e-6
+    with pytest.raises(InputError, match="narrowest"):
+        EasyQuant(narrowest=2.0, widest=1.0)
+
+
 # --- distribution correction
 
 
@@ -222,7 +248,7 @@ def test_a_rounding_begins_near_the_weight_and_ends_on_its_grid(kind: Any, axis:
     rounding = kind(WEIGHT, encoding, 0.01, **settings)
     scale, _ = encoding.parameters(WEIGHT)
     inside = encoding.quantize(WEIGHT).clamp(1, 6) == encoding.quantize(WEIGHT)
-    away = ((rounding(WEIGHT) - WEIGHT) / scale)[inside].abs()
+    away = ((rounding(WEIGHT).detach() - WEIGHT) / scale)[inside].abs()
     assert float(away.max()) <= (0.501 if kind in (DividedRounding, AttentionRounding) else 0.05)
     found = rounding.rounded()
     assert found.codes is not None and found.codes.dtype == torch.int32 and found.codes.shape == WEIGHT.shape
@@ -308,7 +334,7 @@ def test_exponents_are_whole_whatever_was_learned() -> None:
     step = LearnedExponent(grid(4, format="pow2"), learned=True)
     assert float(step.moved().scale) == 0.125 and int(step.moved().zero_point) == 3
     with torch.no_grad():
-        step.step -= 3
+        step.step.sub_(3)
     assert float(step.moved().scale) == 0.0625 and int(step.moved().zero_point) == 6
     step.time, x = 1.0, torch.linspace(-1, 2, 50)
     assert torch.equal(step(x), step.moved().fake_quantize(x))

@@ -11,6 +11,7 @@ STEPS: dict[str, Row] = {
     ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),
+    "easyquant": Row("bitwright.ptq.easyquant:EasyQuant", "search the scales at which outputs keep their direction"),
     "adaround": Row("bitwright.ptq.adaround:AdaRound", "learn, layer by layer, whether each weight rounds up or down"),
     "adaquant": Row("bitwright.ptq.adaquant:AdaQuant", "learn weights, ranges and biases, layer by layer"),
     "brecq": Row("bitwright.ptq.brecq:BRECQ", "learn the rounding of a block's weights together, then its steps"),

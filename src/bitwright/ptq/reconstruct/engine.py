@@ -25,8 +25,7 @@ from bitwright.graph.blocks import Block
 from bitwright.lookup import lookup
 from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
-from bitwright.plan.spec import Derived
-from bitwright.ptq.calibrate import fit_bias
+from bitwright.ptq.calibrate import fit_biases
 from bitwright.ptq.programs import float_program, simulated_program
 from bitwright.ptq.reconstruct import ROUNDINGS
 from bitwright.ptq.reconstruct.activations import BorderedBias, Coin, LearnedStep, ShiftedBias
@@ -294,20 +293,13 @@ class _Walk:
 
     def _finished(self) -> State:
         """Scales at which tables hold and biases fit."""
-        plan = self.state.plan
-        assert plan is not None
         for rows in {*self.floats.values(), *self.quantized.values()}:
             rows.release()
-        state = settle(self.state)
-        encodings = dict(state.encodings)
-        for site, spec in plan.sites.items():
-            if isinstance(spec, Derived):
-                source = encodings[plan.resolve(spec.input)[0]]
-                encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
         told = {"units": self.units_learned, "spilled": self.budget.spilled,
                 "diverged": [unit["unit"] for unit in self.units_learned if unit["diverged"]]}  # fmt: skip
         event = Event(step=self.method.name, seconds=0.0, facts=told)
-        return state.but(encodings=encodings, log=(*state.log, event))
+        state = fit_biases(settle(self.state))
+        return state.but(log=(*state.log, event))
 
 
 def _names(unit: Block) -> list[str]:
