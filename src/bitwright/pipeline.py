@@ -99,7 +99,11 @@ Progress = Callable[[int], None]
 
 
 class Step(Protocol):
-    """What every algorithm is."""
+    """What every algorithm is.
+
+    Beside what it needs and gives it may say, as class attributes, `clashes`: facts that must not be true before it;
+    and `needs_data`: whether it cannot do without images.
+    """
 
     needs: ClassVar[frozenset[str]]
     gives: ClassVar[frozenset[str]]
@@ -113,18 +117,31 @@ def check_chain(steps: Sequence[Step], facts: Iterable[str] = ()) -> None:
     """Check that every step finds what it needs.
 
     Raises:
-        InputError: a step needs a fact that none before it gives.
+        InputError: a step needs a fact that none before it gives, or must not follow one that gives some fact.
     """
     known = set(facts)
+    givers = dict.fromkeys(known, "the state that it starts from")
     for i, step in enumerate(steps):
+        name = type(step).__name__
+        clashes: frozenset[str] = getattr(step, "clashes", frozenset())
+        for fact in sorted(clashes & known):
+            raise InputError(
+                f"step {i + 1} ({name})", f"comes after {fact}, given by {givers[fact]}", f"none of {fact} before it",
+                "move it before that step, or leave out one of the two",
+            )  # fmt: skip
         missing = sorted(step.needs - known)
         if missing:
-            name = type(step).__name__
             raise InputError(
                 f"step {i + 1} ({name})", f"needs {', '.join(missing)}", "a step before it that gives this",
                 f"the steps before it give {', '.join(sorted(known)) or 'nothing'}",
             )  # fmt: skip
         known |= step.gives
+        givers |= dict.fromkeys(step.gives - givers.keys(), f"step {i + 1} ({name})")
+
+
+def needs_data(steps: Iterable[Step]) -> list[Step]:
+    """The steps that cannot do without images."""
+    return [step for step in steps if getattr(step, "needs_data", False)]
 
 
 def run_chain(

@@ -37,7 +37,7 @@ FLAGS: dict[str, tuple[list[str], str]] = {
     "recipe": (["--recipe", "int9"], "recipe 'int9': there is no recipe of this name; did you mean 'int8'"),
     "recipe file": (["--recipe", "mine.yaml"], "recipe 'mine.yaml': no such file"),
     "target": (["--target", "onnxruntime-x46"], "target 'onnxruntime-x46'.*did you mean 'onnxruntime-x64'"),
-    "step": (["--step", "adaroud.iters=3"], "recipe int8: has no step 'adaroud'"),
+    "step": (["--step", "adaroud.iters=3"], "recipe fast: has no step 'adaroud'"),
     "setting": (["--step", "calibrate.percentil=99"], "there is no setting 'percentil'; did you mean 'percentile'"),
     "value": (
         ["--step", "calibrate.percentile=most"],

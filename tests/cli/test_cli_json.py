@@ -39,7 +39,10 @@ def test_the_schema_asks_for_every_key_it_describes(command: str) -> None:
 def arguments(float_file: Path, int8_file: Path, test_images: Path, image_file: Callable[..., Path]) -> Any:
     """Arguments of each command but the demo, which has a test of its own."""
     few = ["--data", test_images, "--limit", 20]
+    ranges = ["--data", float_file.with_name("digits_calib.npz")]
     return {
+        "auto": [float_file, *ranges, "--eval-data", test_images, "--max-drop", "5"],
+        "debug": [float_file, *few, "--top", "3"],
         "inspect": [float_file],
         "quantize": [float_file, *few],
         "run": [int8_file, image_file(0), "--against", float_file, "--color", "GRAY"],

@@ -12,7 +12,7 @@ import torch
 
 import bitwright as bw
 
-OPS = {"tensorrt": "QuantizeLinear", "anybits": "Quant"}
+OPS = {"tensorrt": "QuantizeLinear", "anybits": "Quant", "paper": "Quant"}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def written(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("simulated")
     paths = {target: folder / f"{target}.onnx" for target in OPS}
     for target, path in paths.items():
-        widths = ["W=3,A=5"] if target == "anybits" else []
+        widths = [] if target == "tensorrt" else ["W=3,A=5"]
         bw.quantize(assets / "digits.onnx", assets / "digits_calib.npz", target=target, set=widths).save(path)
     return paths
 
@@ -90,3 +90,33 @@ def test_targets_says_it(cli: Any) -> None:
     assert found["tensorrt"]["bias_bits"] is None
     said = " ".join(cli("targets", "tensorrt").out.split())
     assert "tensorrt: not here, so simulated" in said and "biases float" in said
+
+
+def test_the_placement_is_said(cli: Any, float_file: Path, assets: Path, tmp_path: Path, test_images: Path) -> None:
+    """By quantize, by evaluate and by plan show, as text and as JSON."""
+    output, data = tmp_path / "out.onnx", assets / "digits_calib.npz"
+    arguments = ["quantize", float_file, "--data", data, "--placement", "paper", "--set", "W=4,A=4", "-o", output]
+    found = cli(*arguments, "--json").json
+    assert (found["placement"], found["target"], found["simulated"]) == ("paper", "paper", True)
+    assert found["integer_mac_share"] < 1, "the first layer reads the image itself"
+    assert any(entry["site"] == "image" and "the network's input" in entry["reason"] for entry in found["float_sites"])
+    assert "placement paper: network input, logits" in " ".join(cli(*arguments).out.split())
+    evaluated = cli("evaluate", output, "--data", test_images, "--json").json
+    assert (evaluated["placement"], evaluated["simulated"]) == ("paper", True)
+    assert "placement paper: network input" in " ".join(cli("evaluate", output, "--data", test_images).out.split())
+    assert cli("plan", "show", output, "--json").json["placement"] == "paper"
+    assert "placement paper" in " ".join(cli("plan", "show", output).out.split())
+    assert cli("evaluate", float_file, "--data", test_images, "--json").json["placement"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--placement", "papre"], "placement 'papre': there is no placement of this name; did you mean 'paper'?"),
+        (["--placement", "paper", "--target", "anybits"], "--placement paper: beside the target 'anybits'"),
+        (["--placement", "deployable", "--target", "paper"], "leave --target out, or --placement"),
+    ],
+)
+def test_placements_that_do_not_fit(cli: Any, float_file: Path, assets: Path, flags: list[str], told: str) -> None:
+    ran = cli("quantize", float_file, "--data", assets / "digits_calib.npz", *flags)
+    assert (ran.code, ran.out) == (2, "") and told in ran.err and len(ran.err.strip().splitlines()) == 1

@@ -73,6 +73,24 @@ def test_unmet_needs_are_named(make: Callable[[], list[Mark]], facts: set[str], 
         check_chain(make(), facts)
 
 
+class Late(Mark):
+    """Must not come after a mark."""
+
+    clashes = frozenset({"marked"})
+
+
+def test_what_must_not_come_after_a_fact_names_who_gave_it() -> None:
+    check_chain([Late(), Mark()])
+    with pytest.raises(
+        InputError, match=r"step 2 \(Late\): comes after marked, given by step 1 \(Mark\); expected none"
+    ):
+        check_chain([Mark(), Late()])
+    with pytest.raises(
+        InputError, match=r"step 1 \(Late\): comes after marked, given by the state that it starts from"
+    ):
+        check_chain([Late()], {"marked"})
+
+
 def test_nothing_runs_before_the_whole_chain_is_checked(state: State) -> None:
     ran: Ran = []
     with pytest.raises(InputError, match="needs folded"):

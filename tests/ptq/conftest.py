@@ -20,10 +20,9 @@ from bitwright.ptq.place import Place
 Arrays = Mapping[str, np.ndarray]
 
 
-def _placed(
-    nodes: Sequence[tuple[Any, ...]], constants: Arrays, shape: Sequence[int], *settings: str,
-    outputs: Sequence[str] = ("y",), **place: Any,
-) -> State:  # fmt: skip
+def _folded(
+    nodes: Sequence[tuple[Any, ...]], constants: Arrays, shape: Sequence[int], outputs: Sequence[str] = ("y",)
+) -> State:
     made = [
         helper.make_node(op, reads.split(), [gives], name=gives, **(attributes[0] if attributes else {}))
         for op, reads, gives, *attributes in nodes
@@ -35,7 +34,20 @@ def _placed(
     )  # fmt: skip
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
     model = normalise(model)
-    return run_chain([FoldBatchNorm(), Place(set=settings, **place)], State(model=model, reference=model), None)
+    return run_chain([FoldBatchNorm()], State(model=model, reference=model), None)
+
+
+def _placed(
+    nodes: Sequence[tuple[Any, ...]], constants: Arrays, shape: Sequence[int], *settings: str,
+    outputs: Sequence[str] = ("y",), **place: Any,
+) -> State:  # fmt: skip
+    return run_chain([Place(set=settings, **place)], _folded(nodes, constants, shape, outputs), None)
+
+
+@pytest.fixture(scope="session")
+def folded() -> Callable[..., State]:
+    """`folded([("Conv", "x w", "y", {...})], {"w": array}, (3, 8, 8))`: a state without a plan."""
+    return _folded
 
 
 @pytest.fixture(scope="session")

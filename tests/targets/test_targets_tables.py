@@ -46,10 +46,13 @@ def test_what_a_target_names_is_there(target: Target) -> None:
 
 
 def test_quantizers_are_said_as_the_form_can_spell_them(target: Target) -> None:
-    form: Form = FORM_ROWS[target.form].load()
-    assert target.quantizers in ("values", "inputs")
+    assert target.quantizers in ("values", "inputs", "producers")
     assert target.symmetric_activations == (target.form == "qdq-float"), "the other forms hold uint8 and wider"
-    assert (target.bias_bits is None) == (not form.has_codes), "a bias of integers is added to integers"
+    placed_as_papers_do = target.quantizers == "producers"
+    assert target.placement == ("paper" if placed_as_papers_do else "deployable")
+    assert (target.bias_bits is None) == (target.form == "qdq-float" or placed_as_papers_do), (
+        "a bias of integers is added to integers"
+    )
     assert all(rule.fuses <= (rule.how == "kernel" and target.quantizers == "inputs") for rule in target.rules)
 
 
@@ -69,7 +72,10 @@ def test_rules_are_one_a_kind_and_make_sense(target: Target) -> None:
     kinds = [rule.kind for rule in target.rules]
     assert len(set(kinds)) == len(kinds)
     for rule in target.rules:
-        assert rule.how in ("kernel", "codes", "join")
+        assert rule.how in ("kernel", "codes", "join", "passes")
+        assert (rule.how == "passes") == (rule.kind in target.passing) and not (
+            target.passing and rule.how in ("codes", "join")
+        )
         assert (rule.weight_axis is not None) == (rule.kind in WITH_WEIGHTS)
         assert ("constant weight" in rule.checks) == (rule.kind in WITH_WEIGHTS)
         assert "float32" in rule.checks, "other types have other kernels"
@@ -87,7 +93,9 @@ def test_every_width_that_a_target_promises_is_placed_and_written(target: Target
     """Weights and activations of each format and width: calibrated, written, checked, read back."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
-    network = from_module(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(), x)
+    network = from_module(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)).eval(), x
+    )
     promised = [f"W={name}-{bits}" for name, widths in target.weight_packing.items() for bits in widths]
     promised += [f"A={name}-{bits}" for name in target.activation_formats for bits in target.activation_bits]
     for setting in promised:

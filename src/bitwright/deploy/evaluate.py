@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -34,6 +35,17 @@ class Drop:
     low: float
     high: float
     images: int
+
+    def upper(self, confidence: float) -> float:
+        """Upper end of the drop's two-sided interval at another confidence, 0 (its middle) to below 1.
+
+        Example:
+            >>> d = Drop(reference=0.9, accuracy=0.9, drop=0.0, low=-0.01, high=0.02, images=100)
+            >>> d.upper(0), round(d.upper(0.95), 6), d.upper(0.99) > 0.02
+            (0.005, 0.02, True)
+        """
+        middle = (self.low + self.high) / 2
+        return middle + (self.high - middle) * NormalDist().inv_cdf(0.5 + confidence / 2) / Z95
 
 
 @dataclass(frozen=True, kw_only=True)

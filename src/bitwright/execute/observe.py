@@ -75,7 +75,7 @@ def observe(
         found = iter(results)
         for watch, kinds in zip(watches, outputs, strict=True):
             parts = [next(found) for _ in kinds]
-            values = _joined(watch, kinds, parts, batch.valid)
+            values = _joined(watch, kinds, parts, batch)
             if not torch.isfinite(values).all():
                 raise InputError(
                     f"site {watch.site!r}",
@@ -93,9 +93,11 @@ def _names(batch: Batch) -> str:
     return f"{batch.names[0]} .. {batch.names[-1]}" if len(batch.names) > 1 else str(batch.names[0])
 
 
-def _joined(watch: Watch, kinds: list[str], parts: list[np.ndarray], valid: int) -> Tensor:
+def _joined(watch: Watch, kinds: list[str], parts: list[np.ndarray], batch: Batch) -> Tensor:
     if not watch.extremes:
-        return torch.from_numpy(parts[0][:valid])
+        # Of each image there may be several rows: tokens, windows.
+        images = len(next(iter(batch.inputs.values())))
+        return torch.from_numpy(parts[0][: len(parts[0]) * batch.valid // images])
     extremes = dict(zip(kinds, (float(p) for p in parts), strict=True))
     return torch.tensor([extremes.get("ReduceMin", min(0.0, extremes["ReduceMax"])), extremes["ReduceMax"]])
 

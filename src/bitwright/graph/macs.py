@@ -29,20 +29,20 @@ def node_macs(node: ir.Node) -> int:
         return 0
     weight = [d for d in w.shape if isinstance(d, int)]
     if node.op_type == "Conv":
-        return _rows(node, y.shape) * math.prod(weight) * _plane(y.shape)
+        return rows_per_image(node, y.shape) * math.prod(weight) * _plane(y.shape)
     if node.op_type == "ConvTranspose":
-        return _rows(node, y.shape) * math.prod(weight) * _plane(x.shape)
+        return rows_per_image(node, y.shape) * math.prod(weight) * _plane(x.shape)
     if node.op_type == "Gemm":
-        return _rows(node, y.shape) * math.prod(weight)
+        return rows_per_image(node, y.shape) * math.prod(weight)
     inner = weight[-2] if len(weight) > 1 else weight[0]
-    return _rows(node, y.shape) * math.prod(d for d in y.shape[1:] if isinstance(d, int)) * inner
+    return rows_per_image(node, y.shape) * math.prod(d for d in y.shape[1:] if isinstance(d, int)) * inner
 
 
 def _plane(shape: ir.Shape) -> int:
     return math.prod(d for d in shape[2:] if isinstance(d, int))
 
 
-def _rows(node: ir.Node, shape: ir.Shape) -> int:
+def rows_per_image(node: ir.Node, shape: ir.Shape) -> int:
     """Rows of the first axis for each image: 1, or k where the axis is `k*batch`."""
     first = shape[0]
     if not isinstance(first, int):

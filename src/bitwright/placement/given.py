@@ -18,15 +18,19 @@ from bitwright.placement.place import place
 from bitwright.placement.widths import activation_spec, weight_spec
 from bitwright.plan.diff import described
 from bitwright.plan.plan import Plan
-from bitwright.plan.spec import Float, QSpec, SiteSpec
+from bitwright.plan.spec import Derived, Float, QSpec, SiteSpec
 from bitwright.targets.target import Target
 
 
 def weight_sites(plan: Plan) -> list[str]:
-    """Quantized weights: what a region names before its output and that has a scale for each channel."""
-    members = {site for sites in plan.regions.values() for site in sites[:-1]}
-    specs = {site: spec for site, spec in plan.sites.items() if site in members and isinstance(spec, QSpec)}
-    return [site for site, spec in specs.items() if spec.axis is not None]
+    """Quantized weights: what a region names first and that has what activations have not.
+
+    That is a scale for each channel, a narrow grid, levels, or a bias that is derived from it.
+    """
+    firsts = {sites[0] for sites in plan.regions.values() if len(sites) > 1}
+    biased = {spec.weight for spec in plan.sites.values() if isinstance(spec, Derived)}
+    specs = {site: spec for site, spec in plan.sites.items() if site in firsts and isinstance(spec, QSpec)}
+    return [s for s, spec in specs.items() if spec.axis is not None or spec.narrow or spec.has_levels or s in biased]
 
 
 def edit(plan: Plan, overrides: Sequence[Override], target: Target) -> Plan:
@@ -165,6 +169,8 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, where: str = "plan")
         if isinstance(own, QSpec) and isinstance(spec, QSpec):
             width = Width(bits=own.bits, format=own.format)
             spec = _spec_of(f"{where}: {site}", spec, width, site in weights, target)
+            if own == dataclasses.replace(spec, axis=None):  # a weight may have one scale in all
+                continue
         if own != spec and not (isinstance(own, Float) and isinstance(spec, Float)):
             raise InputError(f"{where}: {site}", described(own), f"{described(spec)}, as on {target.name}")
     for region, sites in expected.regions.items():

@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -21,11 +22,14 @@ from bitwright.placement.between import without_company
 from bitwright.placement.checks import CHECKS
 from bitwright.placement.ends import end_sites
 from bitwright.placement.overrides import Override, Width, what_would_match
-from bitwright.placement.quantized import quantized_values
+from bitwright.placement.quantized import origins, quantized_values
 from bitwright.placement.widths import activation_spec, weight_spec
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, Float, Shared, SiteSpec
 from bitwright.targets.target import OpRule, Target
+
+#: How many scales a weight has: one for each output channel, or one for the tensor.
+Scales = Literal["channel", "tensor"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +47,10 @@ class Placement:
     refused: Mapping[Region, str] = field(default_factory=dict)
 
 
-def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8) -> Placement:
+def place(
+    model: ir.Model, target: Target, *, overrides: Sequence[Override] = (), ends: int | None = 8,
+    granularity: Scales = "channel",
+) -> Placement:  # fmt: skip
     """Place quantizers on a normalised model.
 
     Args:
@@ -51,6 +58,7 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
         target: what the hardware can do.
         overrides: in order, later ones win.
         ends: bits of the network's ends; None for the same as everywhere.
+        granularity: one scale for each output channel of a weight, or one for the tensor.
 
     Raises:
         InputError: an override matches nothing, has no effect, or gives different widths to sites that share an
@@ -66,7 +74,8 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
         reasons = "; ".join(f"{r.name}: {reason}" for r, reason in list(refused.items())[:3])
         raise UnsupportedError("model", "has no quantizable op", "a convolution, gemm, add or pool", reasons)
     root = _shared_roots(regions, integer if target.quantizers == "values" else {})
-    widths = _widths(model, regions, root, overrides, matched, ends, target.widest_weight)
+    at_ends = {v for end in end_sites(model, regions) for v in (end, *origins(end, target.passing))}
+    widths = _widths(regions, root, overrides, matched, ends, at_ends if ends else set(), target.widest_weight)
     quantized = {v for r, rule in integer.items() for v in quantized_values(r, rule, target)}
     for override, found in zip(overrides, matched, strict=True):
         _check_effect(override, found, integer, quantized, modes)
@@ -82,7 +91,9 @@ def place(model: ir.Model, target: Target, *, overrides: Sequence[Override] = ()
         for constant in (region.weight, region.bias):
             if constant is not None:
                 how = target.rule(region.kind) if region in modes and constant is region.weight else rule
-                specs[constant.name or ""] = _constant_spec(region, constant, how, refused, widths, target)
+                specs[constant.name or ""] = _constant_spec(
+                    region, constant, how, refused, widths, target, granularity
+                )
         by_region[region.name] = tuple(
             v.name or "" for v in (region.weight, region.bias, *operands, region.output) if v is not None
         )
@@ -177,7 +188,8 @@ def classify(
             refused[region] = f"{region.kind}: {reason}"
         else:
             able[region] = rule
-    for region, reason in without_company(regions, able).items():
+    alone = without_company(regions, able) if target.quantizers != "producers" else {}
+    for region, reason in alone.items():
         refused[region] = f"{region.kind}: {reason}"
         del able[region]
     quantized = {v for r, rule in able.items() if rule.how == "kernel" for v in (*r.inputs, r.output)}
@@ -247,11 +259,10 @@ def _matches(override: Override, regions: Sequence[Region], sites: Sequence[ir.V
 
 
 def _widths(
-    model: ir.Model, regions: Sequence[Region], root: Mapping[ir.Value, ir.Value], overrides: Sequence[Override],
-    matched: Sequence[_Found], ends: int | None, widest: int,
+    regions: Sequence[Region], root: Mapping[ir.Value, ir.Value], overrides: Sequence[Override],
+    matched: Sequence[_Found], ends: int | None, at_ends: Set[ir.Value], widest: int,
 ) -> dict[ir.Value, Width]:  # fmt: skip
     """Width of every weight and of every group of activations (by its root)."""
-    at_ends = end_sites(model, regions) if ends is not None else set()
     weights = [r.weight for r in regions if r.weight is not None]
     bits = dict.fromkeys(root.values(), Width(bits=8)) | dict.fromkeys(weights, Width(bits=widest))
     for override in overrides:
@@ -298,6 +309,8 @@ def _activation_spec(
     if value not in quantized:
         makers = [r for r in regions if r.output is value and r in refused]
         readers = [r for r in regions if value in r.inputs and r in refused]
+        if not makers and not readers and target.quantizers == "producers":
+            return Float(f"placement {target.placement}: no quantizer, since {_unmultiplied(value, target)}")
         if not makers and not readers:
             return Float(f"no kernel of {target.name} reads it in integers")
         region = (makers or readers)[0]
@@ -307,19 +320,32 @@ def _activation_spec(
     return activation_spec(value.name or "", widths[value], target)
 
 
+def _unmultiplied(value: ir.Value, target: Target) -> str:
+    if value.is_graph_input():
+        return "it is the network's input"
+    passed = value not in origins(value, target.passing)
+    return "what it is made of has one" if passed else "no layer with weights reads it"
+
+
 def _constant_spec(
     region: Region, value: ir.Value, rule: OpRule | None, refused: Mapping[Region, str],
-    widths: Mapping[ir.Value, Width],
-    target: Target,
+    widths: Mapping[ir.Value, Width], target: Target, granularity: Scales,
 ) -> SiteSpec:  # fmt: skip
     if rule is None:
         return Float(f"{region.name}: {refused[region]}")
     if value is region.bias:
-        assert region.weight is not None
-        if target.bias_bits is None:
-            return Float(f"{region.name}: {target.name} adds biases in float")
-        return Derived(region.inputs[0].name or "", region.weight.name or "")
+        return bias_spec(region, target)
     axis = rule.weight_axis
     if region.kind == "Gemm" and not region.op.attributes.get_int("transB", 0):
         axis = 1
+    if granularity == "tensor":
+        axis = None
     return weight_spec(value.name or "", widths[value], target, axis)
+
+
+def bias_spec(region: Region, target: Target) -> SiteSpec:
+    """The format of the bias of an integer region."""
+    assert region.weight is not None
+    if target.bias_bits is None:
+        return Float(f"{region.name}: {target.name} adds biases in float")
+    return Derived(region.inputs[0].name or "", region.weight.name or "")

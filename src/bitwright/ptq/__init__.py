@@ -9,9 +9,19 @@ STEPS: dict[str, Row] = {
         "bitwright.ptq.fold_batchnorm:FoldBatchNorm",
         "fold batch norm into the layer before it, keeping its statistics",
     ),
+    "equalize": Row(
+        "bitwright.ptq.equalize:Equalize", "make the weight ranges of neighbouring layers alike, before placing"
+    ),
+    "absorb_bias": Row(
+        "bitwright.ptq.absorb_bias:AbsorbBias", "move high biases into the next layer, by batch-norm statistics"
+    ),
     "place": Row("bitwright.ptq.place:Place", "decide which sites are quantized on the target, and how"),
     "calibrate": Row("bitwright.ptq.calibrate:Calibrate", "set the ranges of weights and activations"),
     "easyquant": Row("bitwright.ptq.easyquant:EasyQuant", "search the scales at which outputs keep their direction"),
+    "correct_bias": Row(
+        "bitwright.ptq.correct_bias:CorrectBias", "take back the shift of the means that rounding weights brings"
+    ),
+    "gptq": Row("bitwright.ptq.gptq:Gptq", "round weights of few bits in closed form, each layer's error made up for"),
     "adaround": Row("bitwright.ptq.adaround:AdaRound", "learn, layer by layer, whether each weight rounds up or down"),
     "adaquant": Row("bitwright.ptq.adaquant:AdaQuant", "learn weights, ranges and biases, layer by layer"),
     "brecq": Row("bitwright.ptq.brecq:BRECQ", "learn the rounding of a block's weights together, then its steps"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bitwright.data.batches import Batches
+from bitwright.errors import InputError
 from bitwright.pipeline import Progress, State
 from bitwright.ptq.reconstruct.engine import reconstruct
 from bitwright.ptq.reconstruct.method import Method
@@ -29,6 +30,8 @@ class AdaRound:
         images: calibration images.
         batch: images a step.
         rate: Adam's, of the rounding variables; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
+        loss: `output`, the error after the activation that follows, on the images of each step; `moments`, before it,
+            on all images at once, from their second moments: a step is many times cheaper in most layers.
         strength: of the regulariser; the error is a sum over channels.
         warmup: share of the iterations without it.
         seed: of the images of each step.
@@ -40,6 +43,7 @@ class AdaRound:
     images: int = 1024
     batch: int = 32
     rate: float = 0.0
+    loss: str = "output"
     strength: float = 0.01
     warmup: float = 0.2
     seed: int = 0
@@ -51,9 +55,17 @@ class AdaRound:
     clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
 
     def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state whose weights have codes of their own choice."""
+        """A state whose weights have codes of their own choice.
+
+        Raises:
+            InputError: `loss` is neither `output` nor `moments`.
+        """
+        losses = {"output": "error", "moments": "moments"}
+        if self.loss not in losses:
+            raise InputError("adaround.loss", f"is {self.loss!r}", "output or moments")
         method = Method(
-            name="adaround", unit="layer", inputs="quantized", rounding="soft", iterations=self.iterations,
+            name="adaround", unit="layer", inputs="quantized", rounding="soft", loss=losses[self.loss],
+            iterations=self.iterations,
             images=self.images, batch=self.batch, weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
             seed=self.seed, memory=self.memory, work=self.work,
         )  # fmt: skip

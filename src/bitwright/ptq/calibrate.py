@@ -29,12 +29,16 @@ from bitwright.placement.widths import ASYMMETRIC_WEIGHT_BITS
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, QSpec, Shared
+from bitwright.ptq.moments import moments_of
 from bitwright.ptq.settle import settle
 from bitwright.ranges import ESTIMATORS
+from bitwright.ranges.minmax import MinMax
 from bitwright.targets import TARGETS
 
 #: Largest code of a bias; half of int32, so that the products still fit beside it.
 BIAS_LIMIT = 2**30
+#: What stands in place of an estimator where activation ranges come from batch norm and not from data.
+BATCHNORM = "batchnorm"
 
 
 def weight_encoding(weight: Tensor, spec: QSpec, estimator: Any, site: str, largest_level: int = 127) -> Encoding:
@@ -96,7 +100,7 @@ def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
     least = (bias.double().abs() / (input_scale.double() * BIAS_LIMIT) * 1.001).float()
     if weight.spec.format == "pow2":
         least = power_of_two(least.clamp(min=SMALLEST_SCALE), "ceil")
-    scale = torch.maximum(weight.scale, least)
+    scale = torch.maximum(weight.scale, least if weight.scale.ndim else least.max())
     if weight.codes is None or bool((scale == weight.scale).all()):
         return dataclasses.replace(weight, scale=scale)
     # Codes that were chosen at the smaller scale: at the new one the nearest to the same values.
@@ -120,19 +124,31 @@ class Calibrate:
     """Set the ranges of weights and activations.
 
     Args:
-        activations: row of `ESTIMATORS` for activations.
+        activations: row of `ESTIMATORS` for activations; `batchnorm` takes no data, but the statistics of batch norm.
         weights: row of `ESTIMATORS` for weights of more than 4 bits.
         low_bit_weights: row of `ESTIMATORS` for weights of 4 bits and less.
         percentile: percent of values inside the range, for `percentile`.
+        deviations: standard deviations to each side of the mean, for `batchnorm`.
+        input_low: low end of the network's input, for `batchnorm`; images normalised to mean 0 and deviation 1, by
+            the usual constants, lie within 3.
+        input_high: high end of it.
     """
 
     activations: str = "minmax"
     weights: str = "minmax"
     low_bit_weights: str = "mse"
     percentile: float = 99.99
+    deviations: float = 6.0
+    input_low: float = -3.0
+    input_high: float = 3.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan"})
     gives: ClassVar[frozenset[str]] = frozenset({"encodings"})
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot do without images."""
+        return self.activations != BATCHNORM
 
     def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
         """A state with an encoding for every quantized site; its log has the extremes of each batch, for the audit."""
@@ -174,6 +190,8 @@ class Calibrate:
         speakers = sources(state, plan)
         if not speakers:
             return {}, {}
+        if self.activations == BATCHNORM:
+            return self._without_data(state, plan, speakers), {}
         if batches is None:
             raise InputError("calibrate", "no data", "images to set activation ranges from", "give --data")
         estimator = self.estimator(self.activations)
@@ -192,11 +210,9 @@ class Calibrate:
                 extremes[speaker].append(torch.stack(torch.aminmax(rows)))
                 waiting[speaker].clear()
 
-        for site, spec in plan.sites.items():  # a constant that is joined to activations
-            if isinstance(spec, Shared) and site in state.model.graph.initializers:
-                speaker = plan.resolve(site)[0]
-                rows = state.tensor(site).reshape(1, -1)
-                states[speaker] = estimator.update(states[speaker], rows, site=f"constant {site!r}")
+        for site, speaker in joined_constants(state, plan).items():
+            rows = state.tensor(site).reshape(1, -1)
+            states[speaker] = estimator.update(states[speaker], rows, site=f"constant {site!r}")
         watches = [Watch(site=site, extremes=estimator.extremes_only) for site in speakers]
         observe(state.model, state.overlay, watches, batches, consume, progress=images_done)
         found = {}
@@ -205,6 +221,39 @@ class Calibrate:
             assert isinstance(spec, QSpec)
             found[site] = _encoding(estimator, seen, spec, f"site {site!r}")
         return found, {site: torch.stack(each) for site, each in extremes.items()}
+
+    def _without_data(self, state: State, plan: Plan, speakers: Mapping[str, str]) -> dict[str, Encoding]:
+        """Encodings from the statistics of batch norm; sites that share one have the union of their ranges."""
+        if not self.input_low < self.input_high:
+            found = f"is {self.input_low}, and the high end {self.input_high}"
+            raise InputError("calibrate.input_low", found, "the lower of the two")
+        known = moments_of(state, deviations=self.deviations, input_range=(self.input_low, self.input_high))
+        estimator = MinMax()
+        states = dict.fromkeys(speakers.values(), estimator.init())
+        for site, speaker in speakers.items():
+            if site not in known.moments:
+                reason = known.unknown.get(site, "no batch norm is before it")
+                raise InputError(
+                    f"site {site!r}", f"its range cannot be told without data: {reason}", "images",
+                    f"give --data, or keep what reads it in float: --set '{site}:float'",
+                )  # fmt: skip
+            moments = known.moments[site]
+            rows = torch.stack([moments.low.min(), moments.high.max()]).reshape(1, 2)
+            states[speaker] = estimator.update(states[speaker], rows, site=f"site {site!r}")
+        for site, speaker in joined_constants(state, plan).items():
+            rows = state.tensor(site).reshape(1, -1)
+            states[speaker] = estimator.update(states[speaker], rows, site=f"constant {site!r}")
+        specs = {site: plan.qspec(site) for site in states}
+        return {
+            site: _encoding(estimator, seen, spec, f"site {site!r}")
+            for site, seen in states.items() if (spec := specs[site]) is not None
+        }  # fmt: skip
+
+
+def joined_constants(state: State, plan: Plan) -> dict[str, str]:
+    """`{constant: site whose encoding it shares}`: constants that are joined to activations."""
+    shared = (s for s, spec in plan.sites.items() if isinstance(spec, Shared) and s in state.model.graph.initializers)
+    return {site: plan.resolve(site)[0] for site in shared}
 
 
 def sources(state: State, plan: Plan) -> Mapping[str, str]:

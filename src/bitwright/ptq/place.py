@@ -17,7 +17,7 @@ from bitwright.lookup import lookup
 from bitwright.pipeline import BatchNorm, Progress, State
 from bitwright.placement.given import check_plan, edit
 from bitwright.placement.overrides import Override, parse_override
-from bitwright.placement.place import place
+from bitwright.placement.place import Scales, place
 from bitwright.placement.separate import separate_constants
 from bitwright.placement.transposed import transposed_as_convolutions
 from bitwright.plan.plan import Plan, read_plan
@@ -37,12 +37,14 @@ class Place:
         set: overrides in order, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
         ends: bits of network input, first and last layer, last layer's input and logits; 0 for the same as elsewhere.
         plan: a plan, or the path of its JSON file, that is taken instead of placing; `set` changes its widths.
+        granularity: `channel`, one scale for each output channel of a weight, or `tensor`, one for the whole weight.
     """
 
     target: str = "onnxruntime-x64"
     set: tuple[str, ...] = ()
     ends: int = ENDS
     plan: Plan | str | None = field(default=None, repr=False)
+    granularity: str = "channel"
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     gives: ClassVar[frozenset[str]] = frozenset({"plan"})
@@ -56,6 +58,8 @@ class Place:
             InputError: a plan that does not fit the network or the target, or ends beside a plan.
             UnsupportedError: a width that the target lacks, or no quantizable op at all.
         """
+        if self.granularity not in ("channel", "tensor"):
+            raise InputError("place.granularity", f"is {self.granularity!r}", "channel or tensor")
         target = lookup(TARGETS, self.target, "target").load()
         overrides = [parse_override(text) for text in self.set]
         model, overlay, phases = transposed_as_convolutions(state.model, state.overlay, target)
@@ -90,11 +94,17 @@ class Place:
 
     def _plan(self, model: ir.Model, target: Target, overrides: list[Override]) -> Plan:
         if self.plan is None:
-            return place(model, target, overrides=overrides, ends=self.ends or None).plan
+            scales: Scales = "tensor" if self.granularity == "tensor" else "channel"
+            return place(model, target, overrides=overrides, ends=self.ends or None, granularity=scales).plan
         if self.ends != ENDS:
             raise InputError(
                 "--ends", f"is {self.ends}, but the plan says every width", "one of them", "name sites with --set"
             )
+        if self.granularity != "channel":
+            raise InputError(
+                "place.granularity", f"is {self.granularity}, but the plan says every weight's scales", "one of them",
+                "leave it out",
+            )  # fmt: skip
         given, where = (read_plan(self.plan), self.plan) if isinstance(self.plan, str) else (self.plan, "plan")
         if not isinstance(given, Plan):
             raise InputError("place.plan", f"is {given!r}", "the path of a plan's JSON file")

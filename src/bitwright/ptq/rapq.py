@@ -20,7 +20,7 @@ from typing import ClassVar
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct
+from bitwright.ptq.reconstruct.engine import reconstruct, reconstruct_in_turn
 from bitwright.ptq.reconstruct.method import Method
 
 
@@ -80,12 +80,11 @@ class RAPQ:
             weight_step_rate=5 / max(1.0, self.settle * self.iterations), seed=self.seed, memory=self.memory,
             work=self.work and os.path.join(self.work, "weights"),
         )  # fmt: skip
-        state = reconstruct(state, batches, method, images_done)
         if not self.step_iterations:
-            return state
+            return reconstruct(state, batches, method, images_done)
         steps = Method(
             name="rapq", unit="block", inputs="quantized", rounding="nearest", activations=True, learn_exponents=True,
             iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=8 / self.step_iterations,
             seed=self.seed, memory=self.memory, work=self.work and os.path.join(self.work, "steps"),
         )  # fmt: skip
-        return reconstruct(state, batches, steps)
+        return reconstruct_in_turn(state, batches, [method, steps], images_done)

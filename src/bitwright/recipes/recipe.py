@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bitwright.errors import InputError, first_line
 from bitwright.lookup import did_you_mean, lookup
 from bitwright.pipeline import Step, check_chain
 from bitwright.ptq import STEPS
+from bitwright.recipes.conditions import met, parse_condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,24 @@ class Recipe:
         name: of the recipe.
         help: what it is for, one line.
         steps: `(step, its settings)` in order.
+        when: `{place in steps: conditions}` of the steps that run only where all of these hold (`conditions.py`).
     """
 
     name: str
     help: str
     steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    when: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def under(self, hold: Collection[str]) -> Recipe:
+        """The recipe without the steps whose conditions do not hold, and without conditions.
+
+        Example:
+            >>> recipe = Recipe(name="r", help="", steps=(("place", {}), ("calibrate", {})), when={1: ("data",)})
+            >>> recipe.under([]).steps, recipe.under(["data"]).when
+            ((('place', {}),), {})
+        """
+        kept = [entry for i, entry in enumerate(self.steps) if met(self.when.get(i, ()), hold)]
+        return dataclasses.replace(self, steps=tuple(kept), when={})
 
 
 def recipe_names() -> list[str]:
@@ -71,17 +85,37 @@ def _recipe(name: str, content: Any, where: str) -> Recipe:
     unknown = sorted(str(key) for key in content if key not in ("help", "steps"))
     if unknown:
         raise InputError(where, f"there is no key {unknown[0]!r}", fix=did_you_mean(unknown[0], ["help", "steps"]))
-    steps = []
+    steps, when = [], {}
     for i, entry in enumerate(content["steps"]):
-        step, settings = next(iter(entry.items())) if isinstance(entry, Mapping) and len(entry) == 1 else (entry, {})
+        place, given = f"{where}: step {i + 1}", entry
+        if isinstance(entry, Mapping) and "when" in entry:
+            when[i] = _conditions(entry["when"], place)
+            given = {key: value for key, value in entry.items() if key != "when"}
+        step, settings = next(iter(given.items())) if isinstance(given, Mapping) and len(given) == 1 else (given, {})
         if not isinstance(step, str) or not isinstance(settings, Mapping | None):
-            raise InputError(f"{where}: step {i + 1}", f"is {entry!r}", "a step's name, or {name: {setting: value}}")
+            raise InputError(place, f"is {entry!r}", "a step's name, or {name: {setting: value}}")
         steps.append((step, dict(settings or {})))
-    return Recipe(name=name, help=str(content.get("help", "")), steps=tuple(steps))
+    return Recipe(name=name, help=str(content.get("help", "")), steps=tuple(steps), when=when)
 
 
-def make_steps(recipe: Recipe, settings: Mapping[str, Mapping[str, Any]]) -> list[Step]:
+def _conditions(given: Any, where: str) -> tuple[str, ...]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not texts:
+        raise InputError(where, f"has when: {given!r}", "a condition, or a list of conditions")
+    for text in texts:
+        parse_condition(text, where)
+    return tuple(texts)
+
+
+def make_steps(
+    recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], hold: Collection[str] | None = None
+) -> list[Step]:
     """The recipe's steps, with `settings[step]` laid over the recipe's own.
+
+    Args:
+        recipe: the chain.
+        settings: `{step: {setting: value}}`; steps that are left out for their conditions may have some.
+        hold: conditions that hold (`conditions.holding`); None for all steps, whatever their conditions.
 
     Raises:
         InputError: an unknown step or setting, a setting of the wrong type, a chain whose needs are unmet.
@@ -93,15 +127,20 @@ def make_steps(recipe: Recipe, settings: Mapping[str, Mapping[str, Any]]) -> lis
         used = [name for name, _ in recipe.steps]
         raise InputError(f"recipe {recipe.name}", f"has no step {absent[0]!r}", fix=did_you_mean(absent[0], used))
     steps = []
-    for name, own in recipe.steps:
+    for name, own in (recipe if hold is None else recipe.under(hold)).steps:
         cls = lookup(STEPS, name, "step").load()
         merged = {**own, **settings.get(name, {})}
-        steps.append(cls(**_checked(cls, merged, f"recipe {recipe.name}: {name}")))
+        steps.append(cls(**checked_settings(cls, merged, f"recipe {recipe.name}: {name}")))
     check_chain(steps)
     return steps
 
 
-def _checked(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_settings(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings that are fields of `cls`, of the types of their defaults.
+
+    Raises:
+        InputError: an unknown setting, or one of the wrong type; errors call the settings `where`.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     checked = {}
     for key, value in settings.items():

@@ -29,4 +29,8 @@ TARGETS: dict[str, Row] = {
         "bitwright.targets.anybits:ANYBITS",
         "research: 1 to 16 bits of weights and activations, QONNX files; simulated, not run",
     ),
+    "paper": Row(
+        "bitwright.targets.paper:PAPER",
+        "the placement of papers on low-bit quantization: only what layers read; QONNX files; simulated, not run",
+    ),
 }

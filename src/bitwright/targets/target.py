@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: How a region of some kind runs: by an integer kernel with an encoding of its own for the output, by moving codes
-#: unchanged (the output shares its input's encoding), or by joining inputs that all share one encoding.
-How = Literal["kernel", "codes", "join"]
+#: unchanged (the output shares its input's encoding), or by joining inputs that all share one encoding; or it passes
+#: on what it reads, in float, without a quantizer.
+How = Literal["kernel", "codes", "join", "passes"]
 
 #: When a region of some kind is worth its integer kernel: always; where codes feed it (all its operands are quantized
 #: anyway, so that nothing is rounded for its sake); or between integer regions (fed, and one of them reads what it
 #: gives). So the pieces of a layer norm or a softmax that is spelled out in float ops stay as exact as they were.
 When = Literal["always", "fed", "between"]
 
-#: Where quantizers stand: at every value that an integer region reads or gives, or only at what kernels read, and the
-#: runtime itself carries codes across all else.
-Quantizers = Literal["values", "inputs"]
+#: Where quantizers stand: at every value that an integer region reads or gives; or only at what kernels read, and the
+#: runtime itself carries codes across all else; or where that is made which layers with weights read.
+Quantizers = Literal["values", "inputs", "producers"]
+
+#: Whether a plan is one that integer kernels can run, or that of the papers (`targets/paper.py`).
+PlacementName = Literal["deployable", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class OpRule:
 
     Attributes:
         kind: `Region.kind`.
-        how: kernel, codes or join.
+        how: kernel, codes, join or passes.
         checks: conditions of `placement.CHECKS` that a region must meet; the first that fails is the reason for
             leaving it in float.
         weight_axis: output-channel axis of the weight; None where there is no weight. For Gemm it is that of
@@ -82,6 +86,16 @@ class Target:
     symmetric_activations: bool = False
     arithmetic: str = "onnxruntime"
     thins_first: bool = False
+
+    @property
+    def placement(self) -> PlacementName:
+        """What `quantize --placement` calls its plans."""
+        return "paper" if self.quantizers == "producers" else "deployable"
+
+    @property
+    def passing(self) -> frozenset[str]:
+        """Kinds of regions that pass on what they read."""
+        return frozenset(rule.kind for rule in self.rules if rule.how == "passes")
 
     @property
     def widest_weight(self) -> int:

@@ -8,6 +8,8 @@ VERBS: dict[str, Row] = {
     "demo": Row("bitwright.verbs.demo:Demo", "train a small network on digits, quantize, verify, one table"),
     "inspect": Row("bitwright.verbs.inspect:Inspect", "ops, shapes, parameters, MACs, and what runs in integers"),
     "quantize": Row("bitwright.verbs.quantize:Quantize", "a float network in, a smaller integer network out"),
+    "auto": Row("bitwright.verbs.auto:Auto", "climb the ladder of recipes until the accuracy goal holds"),
+    "debug": Row("bitwright.verbs.debug:Debug", "where the error comes from, and what each remedy buys"),
     "run": Row("bitwright.verbs.run:Run", "top-5 of images, by one file or two side by side"),
     "evaluate": Row("bitwright.verbs.evaluate:Evaluate", "accuracy of a file in its runtime"),
     "verify": Row("bitwright.verbs.verify:Verify", "prove that the runtime serves what is simulated, code by code"),

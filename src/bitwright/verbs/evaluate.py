@@ -14,8 +14,9 @@ from bitwright.deploy.reader import is_written, read_model
 from bitwright.deploy.simulate import subject
 from bitwright.errors import InputError
 from bitwright.graph.open import find_named
+from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import check_same_inputs, served_network
-from bitwright.verbs.quantize import DataFlags, ShapeFlag
+from bitwright.verbs.quantize import PAPER_TEXT, DataFlags, ShapeFlag
 from bitwright.verbs.quantized import are_classes
 from bitwright.verbs.serving import HELP, resolve_runtime
 from bitwright.verbs.tables import facts
@@ -46,7 +47,10 @@ class Evaluate(ShapeFlag, DataFlags):
         batches = self.data(model, self.data_path, terminal)
         if self.require_labels:
             batches.require_labels()
-        served = subject(read_model(model, self.model), self.model) if is_written(model) else self.model
+        state = read_model(model, self.model) if is_written(model) else None
+        served = self.model if state is None else subject(state, self.model)
+        plan = None if state is None else state.plan
+        placement = None if plan is None else TARGETS[plan.target].load().placement
         runtime = resolve_runtime(
             self.runtime, model, self.model, terminal, threads=self.threads, batch=self.batch
         )  # fmt: skip
@@ -56,7 +60,8 @@ class Evaluate(ShapeFlag, DataFlags):
                 metric_name=self.metric, labelled=metric is None or are_classes(batches.labels, model),
                 progress=advance,
             )  # fmt: skip
-        return Outcome(json={**evaluation_json(found), "runtime": runtime}, text=_table(found))
+        json = {**evaluation_json(found), "runtime": runtime, "placement": placement}
+        return Outcome(json=json, text=_table(found, placement))
 
     def _metric(self) -> Metric | None:
         if not self.metric:
@@ -75,11 +80,13 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
     return {**json, "outputs": list(json["outputs"]), "metrics": list(json["metrics"])}
 
 
-def _table(found: Evaluation) -> Table:
+def _table(found: Evaluation, placement: str | None) -> Table:
     table = facts()
     table.add_row("images", f"{found.images:,}")
     if found.simulated:
         table.add_row("simulated", "no runtime here executes the file; it was not run")
+    if placement == "paper":
+        table.add_row("placement", PAPER_TEXT)
     if found.top1 is None:
         table.add_row("accuracy", "no labels")
     else:

@@ -274,6 +274,6 @@ def _runs(region: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     if not region["integer"]:
         return f"float {notes[region['reason']]}"
     if region["how"] != "kernel":
-        return "codes"
+        return "passed on" if region["how"] == "passes" else "codes"
     signs = (("W", "weight_bits"), ("A", "activation_bits"))
     return "".join(f"{sign}{region[key]}" for sign, key in signs if region[key])

@@ -14,6 +14,7 @@ from bitwright.deploy.forms import FORMS
 from bitwright.deploy.simulate import is_served
 from bitwright.lookup import lookup
 from bitwright.ptq import STEPS
+from bitwright.recipes.conditions import CONDITIONS, parse_condition
 from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, recipe_names
 from bitwright.targets import TARGETS
 from bitwright.targets.target import Target
@@ -23,7 +24,7 @@ from bitwright.verbs.tables import columns, facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument
 
-HOW = {"kernel": "integer kernel", "codes": "moves codes", "join": "joins codes"}
+HOW = {"kernel": "integer kernel", "codes": "moves codes", "join": "joins codes", "passes": "passes values on"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,19 @@ class Recipes:
         listed = [described_recipe(load_recipe(name)) for name in self.names or recipe_names()]
         parts: list[RenderableType] = []
         for recipe in listed:
-            rows = [(entry["step"], entry["help"], _settings(entry)) for entry in recipe["steps"]]
-            table = columns(("step", "what it does", "settings"), rows)
-            parts.extend((f"{recipe['name']}: {recipe['help']}", Padding(table, (0, 0, 0, 2)), ""))
-        return Outcome(json={"recipes": listed}, text=Group(*parts[:-1]))
+            branching = any(entry["when"] for entry in recipe["steps"])
+            rows = [
+                (entry["step"], entry["help"], *([", ".join(entry["when"])] if branching else []), _settings(entry))
+                for entry in recipe["steps"]
+            ]
+            heads = ("step", "what it does", *(["only when"] if branching else []), "settings")
+            parts.extend((f"{recipe['name']}: {recipe['help']}", Padding(columns(heads, rows), (0, 0, 0, 2)), ""))
+        used = dict.fromkeys(
+            name for recipe in listed for entry in recipe["steps"] for text in entry["when"]
+            for _, name in parse_condition(text, "when")
+        )  # fmt: skip
+        parts.extend(f"{name}: {CONDITIONS[name].help}" for name in used)
+        return Outcome(json={"recipes": listed}, text=Group(*(parts if used else parts[:-1])))
 
 
 def described_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -53,11 +63,12 @@ def described_recipe(recipe: Recipe) -> dict[str, Any]:
     """
     flags = {field.name for field in dataclasses.fields(Quantize)}
     steps = []
-    for (name, _), step in zip(recipe.steps, make_steps(recipe, {}), strict=True):
+    for i, ((name, _), step) in enumerate(zip(recipe.steps, make_steps(recipe, {}), strict=True)):
         fields = [field.name for field in dataclasses.fields(step)]  # type: ignore[arg-type]
         steps.append({
             "step": name,
             "help": lookup(STEPS, name, "step").help,
+            "when": list(recipe.when.get(i, ())),
             "settings": {key: _plain(getattr(step, key)) for key in fields if key not in flags},
             "flags": [f"--{key.replace('_', '-')}" for key in fields if key in flags],
         })  # fmt: skip

@@ -50,7 +50,8 @@ class Show(ShapeFlag):
         plan, model = self._opened(terminal)
         kinds = {} if model is None else {region.name: region.kind for region in find_regions(model)}
         regions = region_rows(plan, kinds)
-        json = {"target": plan.target, "regions": regions, "plan": plan.to_json()}
+        placement = lookup(TARGETS, plan.target, "target").load().placement
+        json = {"target": plan.target, "placement": placement, "regions": regions, "plan": plan.to_json()}
         return Outcome(json=json, text=_text(self.file, plan, regions))
 
     def _opened(self, terminal: Terminal) -> tuple[Plan, ir.Model | None]:
@@ -178,7 +179,8 @@ def _width(plan: Plan, site: str | None) -> str | None:
 def _text(path: str, plan: Plan, rows: list[dict[str, Any]]) -> RenderableType:
     quantized = sum(plan.qspec(site) is not None for site in plan.sites)
     floats = plan.float_sites()
-    about = facts([("plan", path), ("target", plan.target)])
+    placement = lookup(TARGETS, plan.target, "target").load().placement
+    about = facts([("plan", path), ("target", plan.target), ("placement", placement)])
     about.add_row("sites", f"{quantized} quantized, {len(floats)} float, {len(plan.sites)} with biases")
     lines = [
         (

@@ -19,13 +19,24 @@ from bitwright.deploy.simulate import Simulation, runtime_of, subject
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.ranges.audit import Audit
-from bitwright.recipes.recipe import load_recipe, parse_settings
+from bitwright.recipes.recipe import load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import check_output, data_for, file_bytes, float_network, model_files
-from bitwright.verbs.quantized import are_classes, model_bytes, placing_of, run_recipe
+from bitwright.verbs.quantized import (
+    DISTILLED,
+    are_classes,
+    check_data,
+    distilled_data,
+    model_bytes,
+    placing_of,
+    run_recipe,
+)
 from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
+
+#: What commands say of a network that no integer kernels can run.
+PAPER_TEXT = "paper: network input, logits, shortcuts, pools and biases are not quantized; no integer engine runs this"
 
 
 def preprocess_flags(values: Any) -> dict[str, Any]:
@@ -94,54 +105,57 @@ class Quantize(ShapeFlag, DataFlags):
     """Quantize a trained network and write the integer network as ONNX."""
 
     model: str = argument("an ONNX file, a .pt2 file, or module:callable returning an nn.Module")
-    data_path: str = option("", "images: a folder, .npz, .zip or module:callable", "--data", "-d")
+    data_path: str = option(
+        "", "images: a folder, .npz, .zip or module:callable; distilled: from batch norm; none: --recipe datafree",
+        "--data", "-d",
+    )  # fmt: skip
     output: str = option("", "the file to write; MODEL's name with .int8.onnx if not given", "--output", "-o")
-    recipe: str = option("int8", "a recipe's name, or a YAML file")
+    recipe: str = option("fast", "a recipe's name, or a YAML file")
     target: str = option("auto", "what the file is for; auto: this machine")
+    placement: str = option("", "deployable (the default), or paper: as papers place quantizers; simulated")
     set: tuple[str, ...] = option((), "widths: 'W=4,A=8', 'layer4.*:W=8', 'head.*:float'")
     ends: int | None = option(None, "bits of input, first and last layer, logits; 8 if not given, 0: as elsewhere")
     plan: str = option("", "a plan's JSON file to follow instead of placing; --set changes its widths")
     step: tuple[str, ...] = option((), "a setting of a step: calibrate.activations=percentile")
-    eval_data: str = option("", "labelled images to measure the drop on; --data if not given")
+    eval_data: str = option("", "labelled images to measure the drop on; --data if not given, unless distilled")
 
     def run(self, terminal: Terminal) -> Outcome:
         """Quantize, measure what will be written, write it: whatever fails leaves no file."""
         start = time.perf_counter()
         recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
         output = Path(self.output or f"{Path(self.model.replace(':', '.')).stem}.int8.onnx")
+        distilling = settings.pop("distill", {}) if self.data_path == DISTILLED else {}
+        # Where steps have conditions it depends on the network which ones need images.
+        check_data(recipe, make_steps(recipe, settings), bool(self.data_path or recipe.when))
         self._check_paths(output)
-        placing_of(self.target, self.set, self.ends, self.plan or None, Terminal())
+        placing_of(self.target, self.set, self.ends, self.plan or None, Terminal(), self.placement)
         network = float_network(self.model, shapes=self.shape)
         if self.model.endswith(".onnx"):
             parts = dict.fromkeys(map(str, model_files(self.model)), "a part of the float network")
             check_output(output, parts)
-        batches = self.data(network, self.data_path, terminal)
-        measured = self.eval_data or self.data_path
-        others = self.data(network, measured, terminal)
-        labels = others.require_labels() if self.eval_data else others.labels
-        # Calibration images need not be of the network's classes, nor need it have classes at all.
-        labelled = bool(self.eval_data) or are_classes(labels, network)
-        if labels is not None and not labelled:
-            terminal.note(
-                f"note: the labels of {measured} are no classes of the network: its accuracy is not measured"
-            )
+        batches = self._calibration(network, distilling, terminal)
+        measured = self.eval_data or ("" if self.data_path == DISTILLED else self.data_path)
+        others = self.data(network, measured, terminal) if measured else None
+        labelled = others is not None and self._labelled(others, network, measured, terminal)
         quantized = run_recipe(
-            network, batches, recipe, settings, terminal, target=self.target, set=self.set, ends=self.ends,
-            plan=self.plan or None,
+            network, batches, recipe, settings, terminal, target=self.target, placement=self.placement, set=self.set,
+            ends=self.ends, plan=self.plan or None,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         written = quantized.model()
         served = model_bytes(written)
         runtime = runtime_of(quantized.state)
-        found = self._evaluate(
-            subject(quantized.state, served), model_bytes(network), others, labelled, runtime, terminal
-        )
+        file = subject(quantized.state, served)
+        found = None
+        if others is not None:
+            found = self._evaluate(file, model_bytes(network), others, labelled, runtime, terminal)
         write_bytes(output, served)
         for warning in quantized.calibration.warnings if quantized.calibration else ():
             terminal.note(f"note: {warning}")
-        if batches.skipped:
+        if batches is not None and batches.skipped:
             terminal.note(f"skipped {len(batches.skipped)} unreadable images, the first is {batches.skipped[0]}")
         before = file_bytes(self.model) if self.model.endswith(".onnx") else len(model_bytes(network))
+        drop = None if found is None or found.drop is None else {**asdict(found.drop), "data": measured}
         json = {
             "output": str(output),
             "bytes_before": before,
@@ -154,17 +168,32 @@ class Quantize(ShapeFlag, DataFlags):
             "needs": needs(written, TARGETS[quantized.plan.target].load().runtime),
             "seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "accuracy": None if found.drop is None else {**asdict(found.drop), "data": measured},
-            "agreement": found.agreement,
-            "simulated": found.simulated,
+            "accuracy": drop,
+            "agreement": None if found is None else found.agreement,
+            "simulated": isinstance(file, Simulation),
             "target": quantized.plan.target,
+            "placement": quantized.placement,
             "recipe": recipe.name,
         }
         return Outcome(json=json, text=_summary(json, measured == self.data_path))
 
+    def _calibration(self, network: Any, distilling: dict[str, Any], terminal: Terminal) -> Batches | None:
+        """The images that recipes work on."""
+        if self.data_path == DISTILLED:
+            return distilled_data(network, distilling, terminal, batch=self.batch, limit=self.limit)
+        return self.data(network, self.data_path, terminal) if self.data_path else None
+
+    def _labelled(self, others: Batches, network: Any, measured: str, terminal: Terminal) -> bool:
+        """Whether accuracy can be measured; images to calibrate with need not be of the network's classes."""
+        labels = others.require_labels() if self.eval_data else others.labels
+        labelled = bool(self.eval_data) or are_classes(labels, network)
+        if labels is not None and not labelled:
+            terminal.note(
+                f"note: the labels of {measured} are no classes of the network: its accuracy is not measured"
+            )
+        return labelled
+
     def _check_paths(self, output: Path) -> None:
-        if not self.data_path:
-            raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
         inputs = {
             self.model: "the float network itself", self.data_path: "what --data names",
             self.eval_data: "what --eval-data names", self.recipe: "the recipe", self.plan: "the plan",
@@ -206,6 +235,8 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     table.add_row("file", json["output"])
     table.add_row("bytes", f"{json['bytes_before']:,} -> {json['bytes_after']:,} ({ratio:.3f}x)")
     table.add_row("target", json["target"])
+    if json["placement"] == "paper":
+        table.add_row("placement", PAPER_TEXT)
     table.add_row("needs", ", ".join(f"{name} {least}" for name, least in json["needs"].items()) or "another runtime")
     table.add_row("integer MACs", f"{100 * json['integer_mac_share']:.2f} %")
     table.add_row("images used", f"{json['images_used']:,}")
@@ -219,7 +250,9 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
         table.add_row("drop", f"{100 * accuracy['drop']:+.2f} points, {interval}")
         if on_calibration_images:
             table.add_row("", "measured on the calibration images; give --eval-data for others")
-    elif json["agreement"] is not None:
+    elif json["agreement"] is None:
+        table.add_row("accuracy", "not measured; give --eval-data")
+    else:
         table.add_row("same top-1 as float", f"{100 * json['agreement']:.2f} % (no labels, so no accuracy)")
     parts: list[RenderableType] = [table]
     if json["simulated"]:
@@ -228,5 +261,6 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
         parts.append(f"\n{len(json['float_regions'])} ops compute in float ({len(json['float_sites'])} sites):")
         parts.extend(f"  {entry['region']}: {entry['reason']}" for entry in json["float_regions"])
     else:
-        parts.append("every op reads quantized values" if json["simulated"] else "nothing computes in float")
+        every = "every layer but the first" if json["placement"] == "paper" else "every op"
+        parts.append(f"{every} reads quantized values" if json["simulated"] else "nothing computes in float")
     return Group(*parts)

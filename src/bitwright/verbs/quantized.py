@@ -23,14 +23,24 @@ from bitwright.deploy.writer import to_onnx, write
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import Mode, build
 from bitwright.graph.macs import node_macs
-from bitwright.pipeline import State, run_chain
+from bitwright.lookup import lookup
+from bitwright.pipeline import State, Step, needs_data, run_chain
 from bitwright.placement.place import integer_regions
+from bitwright.placement.quantized import reads_quantized
 from bitwright.plan.plan import Plan, read_plan
+from bitwright.ptq.distill import Distill
 from bitwright.ranges.audit import Audit, audit
-from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings
+from bitwright.recipes.conditions import Case, holding
+from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings
 from bitwright.targets import TARGETS
+from bitwright.targets.target import PlacementName, Target
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
 from bitwright.verbs.terminal import Terminal
+
+#: What stands in place of data for images made from batch norm.
+DISTILLED = "distilled"
+#: `{placement: target that it chooses where none is named}`.
+PLACEMENTS = {"deployable": "auto", "paper": "paper"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,9 +73,17 @@ class Quantized:
 
     def integer_mac_share(self) -> float:
         """Share of the multiply-accumulates that run in integers."""
-        regions = integer_regions(self.state.model, self.plan, TARGETS[self.plan.target].load())
+        target = TARGETS[self.plan.target].load()
+        regions = integer_regions(self.state.model, self.plan, target)
         total = sum(node_macs(node) for node in self.state.model.graph)
-        return sum(r.macs for r in regions) / total if total else 0.0
+        integer = sum(r.macs for r in regions if reads_quantized(r, self.plan, target))
+        return integer / total if total else 0.0
+
+    @property
+    def placement(self) -> PlacementName:
+        """Where its quantizers stand: `deployable` or `paper`."""
+        placement: PlacementName = TARGETS[self.plan.target].load().placement
+        return placement
 
     def evaluate(self, data: Any, *, batch: int = 32, limit: int = 0) -> Evaluation:
         """Accuracy in the runtime, or simulated where none executes the file, beside the float network's."""
@@ -109,8 +127,9 @@ def quantize(
     model: Any,
     data: Any,
     *,
-    recipe: str = "int8",
+    recipe: str = "fast",
     target: str = "auto",
+    placement: str = "",
     set: Sequence[str] = (),
     ends: int | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
@@ -126,13 +145,16 @@ def quantize(
     Args:
         model: path of an ONNX or `.pt2` file, `"module:callable"`, an `nn.Module` (with `example`), or an
             `onnx_ir.Model`.
-        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader.
+        data: calibration images: a folder, an `.npz`, a zip, `"module:callable"`, a dict of arrays, a data loader;
+            `"distilled"` for images made from batch norm; None for a recipe that needs none.
         recipe: name of a recipe or path of a YAML file.
         target: row of `TARGETS`; `auto` for this machine.
+        placement: `deployable`, or `paper`: quantizers where papers on low-bit quantization have them, simulated.
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
         ends: bits of the network's ends, 8 if None; 0 for the same as elsewhere.
         plan: a plan or the path of its JSON file, taken instead of placing; `set` changes its widths.
-        steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`.
+        steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`;
+            of distilled images, `["distill.iterations=200"]`.
         example: one batch, for an `nn.Module`.
         shapes: sizes that the file leaves open, `["image=Nx3x224x224"]`.
         batch: images a batch.
@@ -153,22 +175,89 @@ def quantize(
     """
     terminal = Terminal(seed=seed)
     network = float_network(model, example=example, shapes=shapes)
-    batches = data_for(network, data, terminal, batch=batch, limit=limit)
     chosen = load_recipe(recipe)
-    settings = steps if isinstance(steps, Mapping) else parse_settings(steps)
-    return run_recipe(network, batches, chosen, settings, terminal, target=target, set=set, ends=ends, plan=plan)
+    settings = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    batches: Batches | None = None
+    if isinstance(data, str) and data == DISTILLED:
+        batches = distilled_data(network, settings.pop("distill", {}), terminal, batch=batch, limit=limit)
+    elif data is not None:
+        batches = data_for(network, data, terminal, batch=batch, limit=limit)
+    return run_recipe(
+        network, batches, chosen, settings, terminal, target=target, placement=placement, set=set, ends=ends, plan=plan
+    )
 
 
 def run_recipe(
-    network: ir.Model, batches: Batches, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]], terminal: Terminal,
-    *, target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None = None,
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
 ) -> Quantized:  # fmt: skip
-    """Run a recipe on an opened network."""
-    placing = placing_of(target, set, ends, plan, terminal)
-    steps = make_steps(recipe, {**settings, "place": {**placing, **settings.get("place", {})}})
-    with terminal.progress("calibrate", len(batches)) as advance:
+    """Run a recipe on an opened network; `set` comes after the recipe's own widths.
+
+    Raises:
+        InputError: a plan beside a recipe that sets widths, images that are missing, and what `placing_of` refuses.
+    """
+    steps = steps_of(
+        network, batches, recipe, settings, terminal, target=target, set=set, ends=ends, plan=plan, placement=placement
+    )
+    check_data(recipe, steps, batches is not None)
+    with terminal.progress("calibrate", 0 if batches is None else len(batches)) as advance:
         state = run_chain(steps, State(model=network, reference=network), batches, images_done=advance)
-    return Quantized(state=state, images_used=len(batches), calibration=calibration_audit(state, batches))
+    used = batches if needs_data(steps) else None
+    return Quantized(
+        state=state, images_used=0 if used is None else len(used),
+        calibration=None if used is None else calibration_audit(state, used),
+    )  # fmt: skip
+
+
+def check_data(recipe: Recipe, steps: Sequence[Step], given: bool) -> None:
+    """Refuse a recipe that needs images where none are given.
+
+    Raises:
+        InputError: none are given, and a step cannot do without.
+    """
+    wanting = [type(step).__name__ for step in needs_data(steps)]
+    if wanting and not given:
+        raise InputError(
+            "--data", "is missing", "images to set the ranges from: a folder, .npz, .zip",
+            f"recipe {recipe.name} needs some ({', '.join(wanting)}); --recipe datafree needs none, and --data "
+            f"{DISTILLED} makes some from batch norm",
+        )  # fmt: skip
+
+
+def distilled_data(
+    network: ir.Model, settings: Mapping[str, Any], terminal: Terminal, *, batch: int, limit: int
+) -> Batches:
+    """Images made from the network's batch norm; `limit` is how many, 0 for as many as `settings` say."""
+    chosen = {"seed": terminal.seed, **settings, **({"images": limit} if limit else {})}
+    distill = Distill(**checked_settings(Distill, chosen, "distill"))
+    with terminal.progress("distill images", distill.images) as advance:
+        found = distill(network, advance)
+    terminal.note(
+        f"distilled {distill.images} images: the mismatch of batch-norm statistics fell from {found.losses[0]:.4g} to "
+        f"{found.losses[-1]:.4g}"
+    )
+    return data_for(network, found.arrays, terminal, batch=batch)
+
+
+def steps_of(
+    network: ir.Model, batches: Batches | None, recipe: Recipe, settings: Mapping[str, Mapping[str, Any]],
+    terminal: Terminal, *, target: str, set: Sequence[str], ends: int | None,
+    plan: Plan | str | os.PathLike[str] | None = None, placement: str = "",
+) -> list[Step]:  # fmt: skip
+    """The steps of a recipe whose conditions hold for a network and its data, with settings laid over them."""
+    placed = dict(recipe.steps).get("place", {})
+    own = placed.get("set", ())
+    if own and plan is not None:
+        raise InputError(
+            "--plan", f"says every width, and recipe {recipe.name} sets {', '.join(map(str, own))}", "one of them",
+            "take another recipe, such as fast",
+        )  # fmt: skip
+    widths = (*own, *set) if isinstance(own, list | tuple) else set
+    placing = placing_of(target, widths, ends, plan, terminal, placement)
+    settings = {**settings, "place": {**placing, **settings.get("place", {})}}
+    case = Case(network=network, data=batches is not None, placing={**placed, **settings["place"]})
+    return make_steps(recipe, settings, holding(case))
 
 
 def calibration_audit(state: State, batches: Batches) -> Audit:
@@ -197,17 +286,21 @@ def are_classes(labels: np.ndarray | None, network: ir.Model) -> bool:
 
 
 def placing_of(
-    target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None, terminal: Terminal
-) -> dict[str, Any]:
+    target: str, set: Sequence[str], ends: int | None, plan: Plan | str | os.PathLike[str] | None, terminal: Terminal,
+    placement: str = "",
+) -> dict[str, Any]:  # fmt: skip
     """Settings of the step `place` that say this.
 
     Raises:
-        InputError: ends that are no width, a plan that cannot be read, or one beside ends or another target.
+        InputError: ends that are no width, a plan that cannot be read, or one beside ends or another target, a
+            placement that there is not, or one that is not the target's or the plan's.
     """
+    lookup(PLACEMENTS, placement or "deployable", "placement")
     if ends is not None and not 0 <= ends <= 16:
         raise InputError("--ends", f"is {ends}", "1 to 16 bits, or 0 for the same width as elsewhere")
     if plan is None:
-        resolved = resolve_target(target, terminal)
+        resolved = resolve_target(PLACEMENTS[placement] if placement and target == "auto" else target, terminal)
+        _check_placement(placement, resolved, "--target")
         return {"target": resolved.name, "set": tuple(set), **({} if ends is None else {"ends": ends})}
     if ends is not None:
         raise InputError("--ends", f"is {ends}, but --plan says every width", "one of them", "name sites with --set")
@@ -215,8 +308,20 @@ def placing_of(
     given = plan if isinstance(plan, Plan) else read_plan(where)
     if target not in ("auto", given.target):
         raise InputError("--target", f"is {target!r}", f"{given.target!r}, which {where} was made for")
-    return {"target": resolve_target(given.target, terminal).name, "set": tuple(set),
-            "plan": plan if isinstance(plan, Plan) else where}  # fmt: skip
+    resolved = resolve_target(given.target, terminal)
+    _check_placement(placement, resolved, f"target of {where}")
+    return {"target": resolved.name, "set": tuple(set), "plan": plan if isinstance(plan, Plan) else where}
+
+
+def _check_placement(placement: str, target: Target, where: str) -> None:
+    """Whether a target's plans are of the placement that was asked for, if any was."""
+    if placement and placement != target.placement:
+        names = ", ".join(name for name, row in TARGETS.items() if row.load().placement == placement)
+        raise InputError(
+            f"--placement {placement}", f"beside the {where.removeprefix('--')} {target.name!r}, whose plans are "
+            f"{target.placement}", f"one of {names}" if "," in names else f"the target {names!r}",
+            f"leave {where if where.startswith('--') else '--plan'} out, or --placement",
+        )  # fmt: skip
 
 
 def load(path: str | os.PathLike[str]) -> Quantized:

@@ -182,7 +182,7 @@ def _rescaled(operands: Sequence[_Operand]) -> int:
     several = [o.readers > 1 for o in operands]
     if a.quantizer and several[0] != several[1]:
         return 1 if several[0] else 0
-    if all(several) and a.pending != b.pending:
+    if a.quantizer and all(several) and a.pending != b.pending:
         return 1 if a.pending else 0
     if a.weighted == b.weighted:
         for i, operand in enumerate(operands):

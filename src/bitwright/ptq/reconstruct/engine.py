@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,19 @@ def reconstruct(state: State, batches: Batches | None, method: Method, images_do
     return _Walk(state, batches, method).run(images_done)
 
 
+def reconstruct_in_turn(
+    state: State, batches: Batches | None, methods: Sequence[Method], images_done: Progress | None = None
+) -> State:
+    """`reconstruct` by one method after the other, each from the network's input on; the log has one event of all."""
+    before = state.log
+    for i, method in enumerate(methods):
+        state = reconstruct(state, batches, method, None if i else images_done)
+    facts = [event.facts for event in state.log[len(before) :]]
+    told = {"units": [unit for each in facts for unit in each["units"]], "spilled": sum(f["spilled"] for f in facts),
+            "diverged": [unit for each in facts for unit in each["diverged"]]}  # fmt: skip
+    return state.but(log=(*before, Event(step=methods[0].name, seconds=0.0, facts=told)))
+
+
 class _Walk:
     """One way through a network."""
 
@@ -77,7 +90,7 @@ class _Walk:
         self.floats: dict[str, Rows] = {}
         self.quantized: dict[str, Rows] = {}
         self.units_learned: list[dict[str, Any]] = []
-        self.keeps_inputs = method.loss != "error"
+        self.keeps_inputs = method.loss not in ("error", "moments")
         self._logits: Rows | None = None
 
     def _budget(self) -> int | None:

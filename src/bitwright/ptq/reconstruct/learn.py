@@ -46,7 +46,7 @@ def learn(work: Work, chunk: int) -> Learned:
     method = work.method
     loss_of = lookup(LOSSES, method.loss, "loss").load()(work)
     optimiser, schedule = _optimiser(work, method)
-    count, chunks = len(work.target), max(1, method.batch // chunk)
+    count, chunks = len(work.target), 1 if method.loss == "moments" else max(1, method.batch // chunk)
     losses: list[float] = []
     done = 0
     for i in range(method.iterations):

@@ -31,6 +31,7 @@ Loss = Callable[[Tensor], Tensor]
 
 LOSSES: dict[str, Row] = {
     "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),
+    "moments": Row("bitwright.ptq.reconstruct.moments_error:moments_error", "a layer's, of all images at once"),
     "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
     "error and prediction": Row(
         "bitwright.ptq.reconstruct.loss:error_and_prediction", "both: of the unit's output and of the network's"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -55,13 +55,13 @@ class Rows:
         self, count: int, shape: tuple[int, ...], budget: Budget, encoding: Encoding | None = None, *,
         dtype: np.dtype[Any] | None = None,
     ) -> None:  # fmt: skip
+        self._file: IO[bytes] | None = None
+        self._array: np.ndarray | None = None
         self.count, self.shape, self.budget = count, shape, budget
         fits = encoding is not None and encoding.spec.grid.qmin >= 0 and encoding.spec.grid.qmax <= 255
         self.encoding = encoding if fits else None
         self.dtype: np.dtype[Any] = np.dtype(np.uint8) if fits else dtype or np.dtype(np.float32)
         self.bytes = count * int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        self._file = None
-        self._array: np.ndarray | None = None
         if budget.limit is not None and budget.used + self.bytes > budget.limit:
             self._file = tempfile.TemporaryFile(dir=budget.folder or None, buffering=0)
             budget.spilled += self.bytes
@@ -105,10 +105,13 @@ class Rows:
                 left, at = left[done:], at + done
         return found
 
+    def __del__(self) -> None:
+        self.release()
+
     def release(self) -> None:
         """Give the memory, or the file, back."""
         if self._array is not None:
             self.budget.used -= self.bytes
-        elif self._file is not None:
+        if self._file is not None:
             self._file.close()
         self._array, self._file = None, None

@@ -1,0 +1,183 @@
+"""Methods of post-training quantization x widths: accuracy of the served file, seconds, peak memory; as a page.
+
+Every cell is a process of its own, so that its memory is its own. Rows go to docs/results/ptq.jsonl and are not
+measured again; docs/results/ptq.md is written from them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from record import ROOT, Record, parser
+
+NETWORKS = {
+    "resnet20": ("resnet20_cifar10.onnx", "cifar10"),
+    "mobilenetv2": ("mobilenetv2_tiny_imagenet.onnx", "tiny-imagenet"),
+    "resnet18": ("resnet18_tiny_imagenet.onnx", "tiny-imagenet"),
+}
+WIDTHS = {"W8A8": "A=8", "W4A8": "W=4,A=8", "W4A4": "W=4,A=4", "W2A4": "W=2,A=4"}
+#: What stands before placing, and what after calibration; `{}` is filled with iterations and seed.
+METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "nearest": ((), ()),
+    "correct_bias": ((), ("correct_bias",)),
+    "equalize, correct_bias": (("equalize", "absorb_bias"), ("correct_bias",)),
+    "gptq": ((), ("gptq",)),
+    "adaround": ((), ("adaround",)),
+    "adaquant": ((), ("adaquant",)),
+    "brecq": ((), ("brecq",)),
+    "qdrop": ((), ("qdrop",)),
+    "pd_quant": ((), ("pd_quant",)),
+    "flexround": ((), ("flexround",)),
+}
+#: Iterations of the papers.
+PAPER = {"adaround": 10_000, "brecq": 20_000, "qdrop": 20_000, "pd_quant": 20_000, "flexround": 20_000}
+LEARNED = tuple(PAPER)
+COLUMNS = ["network", "method", "width", "placement", "seed", "iterations", "served", "drop", "low", "high", "seconds",
+           "peak MB"]  # fmt: skip
+
+
+def recipe(method: str, width: str, iterations: int, seed: int) -> dict[str, Any]:
+    """The chain of a cell."""
+    before, after = METHODS[method]
+    ranges = {"activations": "minmax" if width.endswith("A8") else "mse"}
+
+    def settings(step: str) -> dict[str, Any]:
+        if step in LEARNED:
+            return {"iterations": iterations, "seed": seed}
+        return {"most_bits": 8} if step == "gptq" else {"seed": seed} if step == "adaquant" else {}
+
+    steps: list[Any] = ["fold_batchnorm", *before, "place", {"calibrate": ranges}]
+    return {"help": method, "steps": [*steps, *({step: settings(step)} for step in after)]}
+
+
+def cell(flags: Any) -> dict[str, Any]:
+    """Quantize and evaluate; runs in a process of its own."""
+    import bitwright as bw
+    from bitwright.deploy.evaluate import evaluate
+    from bitwright.deploy.simulate import runtime_of, subject
+    from bitwright.verbs.preparing import data_for
+    from bitwright.verbs.quantized import model_bytes
+    from bitwright.verbs.terminal import Terminal
+
+    file, folder = NETWORKS[flags.network[0]]
+    model, data = flags.shared / "data/models" / file, flags.shared / "data" / folder
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "recipe.yaml"
+        made = recipe(flags.method[0], flags.width[0], flags.iterations, flags.seed[0])
+        path.write_text(yaml.safe_dump(made))
+        start = time.perf_counter()
+        quantized = bw.quantize(
+            str(model), str(data / "calib"), recipe=str(path), set=[WIDTHS[flags.width[0]]], seed=flags.seed[0],
+            placement=flags.placement[0],
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        dev = data_for(quantized.state.model, str(data / "dev"), Terminal(), limit=flags.images)
+        served = subject(quantized.state, model_bytes(quantized.model()))
+        found = evaluate(served, dev, against=str(model), runtime=runtime_of(quantized.state))
+        assert found.drop is not None
+        row = {"served": found.drop.accuracy, "float": found.drop.reference, "drop": found.drop.drop,
+               "low": found.drop.low, "high": found.drop.high, "images": found.drop.images,
+               "simulated": found.simulated, "seconds": seconds, "peak MB": peak, "sqnr": found.sqnr_db,
+               "target": quantized.plan.target}  # fmt: skip
+        if not found.simulated:
+            proof = quantized.verify(str(data / "dev"), limit=64)
+            row |= {"codes": proof.codes, "mismatches": proof.mismatches, "proven": proof.proven}
+    return row
+
+
+def main() -> None:
+    """Measure the cells that are missing, each in its own process."""
+    made = parser(__doc__ or "")
+    made.add_argument("--network", nargs="+", choices=NETWORKS, default=["resnet20"])
+    made.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--width", nargs="+", choices=WIDTHS, default=list(WIDTHS))
+    made.add_argument("--placement", nargs="+", choices=["deployable", "paper"], default=["deployable"])
+    made.add_argument("--seed", nargs="+", type=int, default=[0])
+    made.add_argument("--iterations", type=int, default=2000, help="of learned methods, a unit; 0 for the papers'")
+    made.add_argument("--images", type=int, default=0, help="at most so many dev images; 0 for all")
+    made.add_argument("--minutes", type=float, default=0.0, help="start no cell after so many; 0 for no bound")
+    made.add_argument("--page", action="store_true", help="only write docs/results/ptq.md from the rows")
+    made.add_argument("--cell", action="store_true", help="one cell, as JSON on the last line: for the script itself")
+    flags = made.parse_args()
+    if flags.cell:
+        print(json.dumps(cell(flags)))
+        return
+    output = flags.output or ROOT / "docs/results/ptq.jsonl"
+    record, start = Record(output), time.monotonic()
+    cells = [
+        {"network": n, "method": m, "width": w, "placement": p, "seed": s,
+         "iterations": (flags.iterations or PAPER[m]) if m in LEARNED else 0}
+        for s in flags.seed for n in flags.network for m in flags.method for w in flags.width for p in flags.placement
+    ]  # fmt: skip
+    for key in cells if not flags.page else ():
+        if record.known(**key):
+            continue
+        if flags.minutes and time.monotonic() - start > 60 * flags.minutes:
+            break
+        command = [sys.executable, __file__, "--cell", "--shared", str(flags.shared), "--images", str(flags.images)]
+        command += [part for name, value in key.items() for part in (f"--{name}", str(value))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+        if done.returncode:
+            raise SystemExit(f"{key}:\n{done.stderr[-2000:]}")
+        record.add(key | json.loads(done.stdout.splitlines()[-1]))
+        print(record.rows[-1], flush=True)
+    page = ROOT / "docs/results/ptq.md"
+    head = page.read_text().split(MARK)[0] if page.exists() else "# Post-training quantization, measured\n\n"
+    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    record.show(COLUMNS)
+
+
+MARK = "<!-- written by benchmarks/ptq_table.py from ptq.jsonl -->"
+
+
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """A table for each network, placement and number of iterations: the drop of each method at each width."""
+    lines = []
+    for network in NETWORKS:
+        for placement in ("deployable", "paper"):
+            mine = [r for r in rows if r["network"] == network and r["placement"] == placement]
+            if not mine:
+                continue
+            simulated = ", simulated" if any(r["simulated"] for r in mine) else ", served"
+            lines += [
+                "", f"## {network}, placement {placement}{simulated}", "",
+                f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
+                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several.", "",
+                "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",
+                "|---|---|" + "---|" * (len(WIDTHS) + 2),
+            ]  # fmt: skip
+            for method, iterations in dict.fromkeys((r["method"], r["iterations"]) for r in mine):
+                cells = [r for r in mine if (r["method"], r["iterations"]) == (method, iterations)]
+                by_width = (told([r for r in cells if r["width"] == width]) for width in WIDTHS)
+                seconds = np.mean([r["seconds"] for r in cells])
+                lines.append(
+                    f"| {method} | {iterations or ''} | " + " | ".join(by_width)
+                    + f" | {seconds:.0f} | {max(r['peak MB'] for r in cells):.0f} |"
+                )  # fmt: skip
+    return [*lines, ""]
+
+
+def told(rows: list[dict[str, Any]]) -> str:
+    """One cell."""
+    if not rows:
+        return ""
+    drops = [100 * r["drop"] for r in rows]
+    served = 100 * float(np.mean([r["served"] for r in rows]))
+    if len(rows) == 1:
+        return f"{served:.2f} ({drops[0]:+.2f}, {100 * rows[0]['low']:+.2f} to {100 * rows[0]['high']:+.2f})"
+    return f"{served:.2f} ({np.mean(drops):+.2f} +- {np.std(drops, ddof=1):.2f}, {len(rows)} seeds)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Error of a layer's output over all images at once, from the second moments of what it reads.
+
+    E ||W~ x^ - W x||^2 = tr(W~ H W~^T) - 2 tr(W~ (W C)^T) + tr(W G W^T)
+    H = E[x^ x^^T],  C = E[x x^^T],  G = E[x x^T]
+
+A step costs one product with H and no image at all, and has no noise of drawn images. The activation that follows is
+left out: where a ReLU does, errors below zero count here and not in the plain error, so results differ; both are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import UnsupportedError
+from bitwright.ptq.reconstruct.work import Work
+from bitwright.ptq.second_moments import Layer, Moments, layer_of
+
+#: All rows of an image.
+ALL = 1 << 62
+
+
+def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
+    """The loss of a layer as a function of its weight alone; the images of a step are not asked for.
+
+    Raises:
+        UnsupportedError: a unit of several layers, activations that are quantized meanwhile, or too wide a layer.
+    """
+    layers = [r for r in work.unit.regions if r.weight is not None]
+    if len(layers) != 1 or work.steps or work.biases:
+        raise UnsupportedError(
+            f"{work.method.name}.loss", "is moments, which knows the weight of one layer alone",
+            "units of one layer, activations and biases in float", "take loss=output",
+        )  # fmt: skip
+    layer = layer_of(layers[0])
+    if len(layer.parts) > 1:
+        raise UnsupportedError(
+            f"{work.method.name}: weight {layer.weight!r}", f"has {layer.columns} inputs an output",
+            f"at most {layer.parts[0].stop}, whose moments are held whole", "take loss=output",
+        )  # fmt: skip
+    moments, crossed, power = _moments(work, layer)
+    weight = work.state.tensor(layer.weight)
+    matrix = layer.matrix(weight)
+    aim = torch.bmm(matrix, crossed)
+    rest = (torch.bmm(matrix, power) * matrix).sum()
+    rounding = work.weights[layer.weight]
+
+    def loss(index: Tensor) -> Tensor:
+        found: Tensor = _Quadratic.apply(layer.matrix(rounding(weight)), moments, aim)
+        return found + rest
+
+    return loss
+
+
+@torch.no_grad()
+def _moments(work: Work, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """`H`, `C` and `G`, `[groups, d, d]` each; all the same where the layer reads the float network's values."""
+    quantized, crossed, plain = (Moments(layer=layer) for _ in range(3))
+    generator = torch.Generator()
+    same = work.method.inputs == "float" or work.quantized[layer.site] is work.floats[layer.site]
+    for index in torch.arange(len(work.target)).split(work.method.batch):
+        x = work.floats[layer.site][index]
+        for rows in layer.rows(x, ALL, generator):
+            plain.add(rows)
+        if same:
+            continue
+        read = work.quantized[layer.site][index]
+        pairs = zip(layer.rows(x, ALL, generator), layer.rows(read, ALL, generator), strict=True)
+        for rows, others in pairs:
+            quantized.add(others)
+            crossed.add(rows, others)
+    (power,) = plain.mean()
+    if same:
+        return power, power, power
+    return quantized.mean()[0], crossed.mean(symmetric=False)[0], power
+
+
+class _Quadratic(torch.autograd.Function):
+    """`tr(W H W^T) - 2 tr(W B^T)`, gradient `2 (W H - B)`."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, moments: Tensor, aim: Tensor) -> Tensor:
+        product = torch.bmm(weight, moments)
+        ctx.save_for_backward(product - aim)
+        return (weight * (product - 2 * aim)).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (half,) = ctx.saved_tensors
+        return half * (2 * gradients[0]), None, None
