@@ -5,7 +5,8 @@
 `reconstruct/attend.py` has the rounding. There is no regulariser: weights are rounded all along.
 
 Source: H. Diao et al., Attention Round for Post-Training Quantization, 2022. Choices: blocks, as in BRECQ; activations
-as in QDrop (`keep=1` has all of them quantized). The paper's widths by coding length are a matter of the plan.
+as in QDrop (`keep=1` has all of them quantized); the rate falls along a cosine, so that codes come to
+rest. The paper's widths by coding length are a matter of the plan.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class AttentionRound:
         batch: images a step.
         spread: of the first shifts, in steps of the grid; 0 for none, which is plain straight-through rounding.
         keep: probability that an element of an activation is quantized.
-        rate: Adam's, of the shifts; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
+        rate: Adam's, of the shifts, falling to 0; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         step_rate: of the activation steps, falling to 0.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
@@ -63,7 +64,8 @@ class AttentionRound:
         method = Method(
             name="attention_round", unit="block", inputs="mixed" if self.keep < 1 else "quantized",
             rounding="attention", rounding_settings=(("spread", self.spread), ("seed", self.seed)), activations=True,
-            learn_steps=True, keep=self.keep, iterations=self.iterations, images=self.images, batch=self.batch,
-            weight_rate=self.rate, step_rate=self.step_rate, seed=self.seed, memory=self.memory, work=self.work,
+            learn_steps=True, falling=True, keep=self.keep, iterations=self.iterations, images=self.images,
+            batch=self.batch, weight_rate=self.rate, step_rate=self.step_rate, seed=self.seed, memory=self.memory,
+            work=self.work,
         )  # fmt: skip
         return reconstruct(state, batches, method, images_done)

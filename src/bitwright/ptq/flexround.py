@@ -7,7 +7,8 @@ rounding straight through.
 
 Source: J. H. Lee et al., FlexRound: Learnable Rounding based on Element-wise Division for Post-Training Quantization,
 ICML 2023. Choices: activations as in QDrop, which the paper builds on where they are of few bits (`keep=1` has all of
-them quantized); Adam with one rate for all factors; the step's own rate is small, as it is a length, not a factor.
+them quantized); Adam with one rate for all factors, which falls along a cosine; the step's own rate is small, as it
+is a length, not a factor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class FlexRound:
         images: calibration images.
         batch: images a step.
         keep: probability that an element of an activation is quantized.
-        rate: Adam's, of the factors.
-        weight_step_rate: of the weights' steps.
+        rate: Adam's, of the factors, falling to 0.
+        weight_step_rate: of the weights' steps, falling too.
         step_rate: of the activation steps, falling to 0.
         seed: of the images of each step.
         memory: bytes that the process may take, as `4GiB`; no bound if empty.
@@ -57,8 +58,9 @@ class FlexRound:
         """A state with other codes and steps of weights, and whose activations have learned steps."""
         method = Method(
             name="flexround", unit="block", inputs="mixed" if self.keep < 1 else "quantized", rounding="divided",
-            activations=True, learn_steps=True, keep=self.keep, iterations=self.iterations, images=self.images,
-            batch=self.batch, weight_rate=self.rate, weight_step_rate=self.weight_step_rate, step_rate=self.step_rate,
+            activations=True, learn_steps=True, falling=True, keep=self.keep, iterations=self.iterations,
+            images=self.images, batch=self.batch, weight_rate=self.rate, weight_step_rate=self.weight_step_rate,
+            step_rate=self.step_rate,
             seed=self.seed, memory=self.memory, work=self.work,
         )  # fmt: skip
         return reconstruct(state, batches, method, images_done)

@@ -9,7 +9,9 @@ statistics of their training (`reconstruct/correct.py`); the error is measured a
 
 Source: J. Liu et al., PD-Quant: Post-Training Quantization based on Prediction Difference Metric, CVPR 2023. Choices:
 `prediction_weight` is the paper's 1 / lambda_r, there 1 / 0.1; `closeness` its 1 / lambda_c, there 1 / 0.02 for
-ResNets and up to 1 / 0.001 for networks like MobileNetV2; of a block's inputs the first moves.
+ResNets and up to 1 / 0.001 for networks like MobileNetV2; of a block's inputs the first moves. The statistics are
+compared image by image: on maps of few positions single images differ from the whole set much, and `correction=0` may
+be better.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class Method:
         step_rate: of activation steps; falls to 0 along a cosine.
         weight_step_rate: of steps and zero points of weights.
         bias_rate: of biases.
+        falling: whether the rates of weights fall to 0 too, so that codes come to rest; for roundings that jump.
         range_rates: the rates of steps are those of whole ranges, `step * (qmax - qmin)`.
         strength: of the rounding's regulariser.
         warmup: share of the iterations without regulariser.
@@ -83,6 +84,7 @@ class Method:
     step_rate: float = 4e-5
     weight_step_rate: float = 1e-3
     bias_rate: float = 1e-3
+    falling: bool = False
     range_rates: bool = False
     strength: float = 0.01
     warmup: float = 0.2
