@@ -121,6 +121,8 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> click.Parameter:
 def _run(verb: Any, as_json: bool, quiet: bool, seed: int) -> int:
     from bitwright.verbs.terminal import Terminal
 
+    if not quiet and sys.stderr.isatty():  # what a long step has done so far
+        logging.getLogger("bitwright").setLevel(logging.INFO)
     outcome = verb.run(Terminal(quiet=quiet, seed=seed))
     if as_json:
         print(json.dumps(outcome.json, allow_nan=False))

@@ -126,6 +126,12 @@ def test_time_is_a_budget(cli: Any, float_file: Path, data: list[Any], monkeypat
     assert [a["name"] for a in found["attempts"]] == ["int8"]
     (skipped,) = found["skipped"]
     assert skipped["name"] == "dear" and "are left of --minutes" in skipped["reason"]
+    assert "give more, with --resume" in found["next"]
+    monkeypatch.setattr(auto, "LADDER", (CHEAP[0], CHEAP[-1]))
+    monkeypatch.setattr(auto, "SCANNED", 10**9)  # a scan that does not fit is not begun
+    found = cli("auto", float_file, *data, "--set", "W=1,A=2", "--max-drop", 1, "--minutes", 1, "--json").json
+    assert [a["name"] for a in found["attempts"]] == ["int8"]
+    assert [s["name"] for s in found["skipped"]] == [CHEAP[-1].name]
 
 
 def test_steps_that_learn_are_estimated_by_their_iterations() -> None:

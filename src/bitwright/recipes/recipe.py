@@ -135,6 +135,35 @@ def make_steps(
     return steps
 
 
+def shared_settings(recipe: Recipe, shared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of every step of a recipe that has a field of a shared setting's name.
+
+    Args:
+        recipe: the chain.
+        shared: `{setting: value}`; the value of `work` is a folder, in which each step gets one of its own.
+
+    Raises:
+        InputError: no step has such a setting; `seed` alone may be of no use.
+
+    Example:
+        >>> recipe = Recipe(name="r", help="", steps=(("place", {}), ("adaround", {})))
+        >>> shared_settings(recipe, {"memory": "4GiB", "work": "w"})
+        {'adaround': {'memory': '4GiB', 'work': 'w/adaround'}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in shared.items():
+        fields = {name: lookup(STEPS, name, "step").load().__dataclass_fields__ for name, _ in recipe.steps}
+        having = [name for name, known in fields.items() if key in known]
+        if not having and key != "seed":
+            raise InputError(
+                f"--{'resume' if key == 'work' else key}", f"is of no use: no step of recipe {recipe.name} has it",
+                "a recipe that learns, such as learned", "leave it out, or choose another --recipe",
+            )  # fmt: skip
+        for name in having:
+            found.setdefault(name, {})[key] = f"{value}/{name}" if key == "work" else value
+    return found
+
+
 def checked_settings(cls: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Settings that are fields of `cls`, of the types of their defaults.
 

@@ -48,6 +48,9 @@ NEXT = (
     "no rung of the ladder is within the goal: the next step is quantization-aware training, which trains the network "
     "with its quantizers in place; or allow more bits with --set, or a larger --max-drop"
 )
+MORE_TIME = "no attempt that fitted into --minutes is within the goal; give more, with --resume so that these are kept"
+#: Passes of the float network that take as long as the scan of one node's sites, for one image.
+SCAN_PASSES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class Auto(ShapeFlag, DataFlags):
             "seconds": time.perf_counter() - start,
             "attempted_seconds": climb.seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "next": None if climb.met(best) else NEXT,
+            "next": None if climb.met(best) else MORE_TIME if climb.out_of_time else NEXT,
         }
         return Outcome(json=json, text=told(json), exit_code=0 if json["met"] else 1)
 
@@ -262,6 +265,7 @@ class _Climb:
         self.seconds = self.estimated = 0.0
         self.limit, self.pace = float("inf"), 0.0
         self.recipes: dict[str, Recipe] = {}
+        self.out_of_time = False
         self.last: tuple[str, Trial] | None = None
 
     def budget(self, minutes: float, pace: float) -> None:
@@ -287,6 +291,9 @@ class _Climb:
         recipe = load_recipe(rung.recipe) if rung.recipe else None
         if recipe is None:
             assert base is not None
+            scanning = self.pace * SCAN_PASSES * SCANNED * len(self.bench.network.graph)
+            if self.folder.kept_order(base.name) is None and self.seconds + scanning > self.limit:
+                return self._out_of_time(rung, scanning)
             recipe, sites = self.recipes[base.name], self._sites(base)
             if not sites:
                 return self._skip(rung, "no site has fewer than 8 bits")
@@ -301,8 +308,7 @@ class _Climb:
         if found is None:
             expected = self._estimate(steps)
             if self.seconds + expected > self.limit:
-                left = max(0.0, self.limit - self.seconds)
-                return self._skip(rung, f"would take about {expected:.0f} s, {left:.0f} s are left of --minutes")
+                return self._out_of_time(rung, expected)
             found = self._run(rung, recipe, texts, more)
         self.recipes[rung.name] = recipe
         self.attempts.append(found)
@@ -320,6 +326,11 @@ class _Climb:
     def met(self, attempt: Attempt | None) -> bool:
         """Whether an attempt is within the goal."""
         return attempt is not None and attempt.drop is not None and attempt.drop.upper(self.confidence) <= self.goal
+
+    def _out_of_time(self, rung: Rung, expected: float) -> bool:
+        self.out_of_time = True
+        left = max(0.0, self.limit - self.seconds)
+        return self._skip(rung, f"would take about {expected:.0f} s, {left:.0f} s are left of --minutes")
 
     def _skip(self, rung: Rung, reason: str) -> bool:
         self.skipped[rung.name] = reason

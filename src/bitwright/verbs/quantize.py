@@ -19,7 +19,7 @@ from bitwright.deploy.simulate import Simulation, runtime_of, subject
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.ranges.audit import Audit
-from bitwright.recipes.recipe import load_recipe, make_steps, parse_settings
+from bitwright.recipes.recipe import load_recipe, make_steps, parse_settings, shared_settings
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import check_output, data_for, file_bytes, float_network, model_files
 from bitwright.verbs.quantized import (
@@ -30,6 +30,8 @@ from bitwright.verbs.quantized import (
     model_bytes,
     placing_of,
     run_recipe,
+    shared_of,
+    under,
 )
 from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
@@ -116,6 +118,8 @@ class Quantize(ShapeFlag, DataFlags):
     set: tuple[str, ...] = option((), "widths: 'W=4,A=8', 'layer4.*:W=8', 'head.*:float'")
     ends: int | None = option(None, "bits of input, first and last layer, logits; 8 if not given, 0: as elsewhere")
     plan: str = option("", "a plan's JSON file to follow instead of placing; --set changes its widths")
+    memory: str = option("", "memory that steps which learn may take: 4GiB, 500MB; any if not given")
+    resume: str = option("", "folder that keeps what is finished: a run that was killed goes on where it was")
     step: tuple[str, ...] = option((), "a setting of a step: calibrate.activations=percentile")
     eval_data: str = option("", "labelled images to measure the drop on; --data if not given, unless distilled")
 
@@ -126,6 +130,7 @@ class Quantize(ShapeFlag, DataFlags):
         output = Path(self.output or f"{Path(self.model.replace(':', '.')).stem}.int8.onnx")
         distilling = settings.pop("distill", {}) if self.data_path == DISTILLED else {}
         # Where steps have conditions it depends on the network which ones need images.
+        settings = under(shared_settings(recipe, shared_of(terminal.seed, self.memory, self.resume)), settings)
         check_data(recipe, make_steps(recipe, settings), bool(self.data_path or recipe.when))
         self._check_paths(output)
         placing_of(self.target, self.set, self.ends, self.plan or None, Terminal(), self.placement)
@@ -174,8 +179,11 @@ class Quantize(ShapeFlag, DataFlags):
             "target": quantized.plan.target,
             "placement": quantized.placement,
             "recipe": recipe.name,
+            "diverged": quantized.diverged,
         }
-        return Outcome(json=json, text=_summary(json, measured == self.data_path))
+        return Outcome(
+            json=json, text=_summary(json, measured == self.data_path), exit_code=1 if json["diverged"] else 0
+        )
 
     def _calibration(self, network: Any, distilling: dict[str, Any], terminal: Terminal) -> Batches | None:
         """The images that recipes work on."""
@@ -237,6 +245,8 @@ def _summary(json: dict[str, Any], on_calibration_images: bool) -> RenderableTyp
     table.add_row("target", json["target"])
     if json["placement"] == "paper":
         table.add_row("placement", PAPER_TEXT)
+    if json["diverged"]:
+        table.add_row("diverged", f"{', '.join(json['diverged'])}: as rounded before; lower the step's rates")
     table.add_row("needs", ", ".join(f"{name} {least}" for name, least in json["needs"].items()) or "another runtime")
     table.add_row("integer MACs", f"{100 * json['integer_mac_share']:.2f} %")
     table.add_row("images used", f"{json['images_used']:,}")

@@ -31,7 +31,7 @@ from bitwright.plan.plan import Plan, read_plan
 from bitwright.ptq.distill import Distill
 from bitwright.ranges.audit import Audit, audit
 from bitwright.recipes.conditions import Case, holding
-from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings
+from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings, shared_settings
 from bitwright.targets import TARGETS
 from bitwright.targets.target import PlacementName, Target
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
@@ -62,6 +62,11 @@ class Quantized:
         """How every site is quantized."""
         assert self.state.plan is not None
         return self.state.plan
+
+    @property
+    def diverged(self) -> list[str]:
+        """Units whose reconstruction diverged: they keep the rounding that they had before."""
+        return [unit for event in self.state.log for unit in event.facts.get("diverged", ())]
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the ONNX file, whole or not at all; its size in bytes."""
@@ -133,6 +138,8 @@ def quantize(
     set: Sequence[str] = (),
     ends: int | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
+    memory: str = "",
+    resume: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
     example: Any = None,
     shapes: Sequence[str] = (),
@@ -153,13 +160,15 @@ def quantize(
         set: widths, `"W=4,A=8"`, `"layer4.*:W=8"`, `"head.*:float"`.
         ends: bits of the network's ends, 8 if None; 0 for the same as elsewhere.
         plan: a plan or the path of its JSON file, taken instead of placing; `set` changes its widths.
+        memory: bytes that steps which learn may take, `"4GiB"`; no bound if empty.
+        resume: folder that keeps what is finished, so that a run that was killed goes on where it was.
         steps: settings of the recipe's steps, `["calibrate.activations=percentile"]` or `{step: {setting: value}}`;
             of distilled images, `["distill.iterations=200"]`.
         example: one batch, for an `nn.Module`.
         shapes: sizes that the file leaves open, `["image=Nx3x224x224"]`.
         batch: images a batch.
         limit: use so many images at most, balanced over classes; 0 for all.
-        seed: of the choice of images.
+        seed: of the choice of images, and of steps that draw.
 
     Raises:
         InputError: bad input; the message says where, what, and what to do.
@@ -176,15 +185,33 @@ def quantize(
     terminal = Terminal(seed=seed)
     network = float_network(model, example=example, shapes=shapes)
     chosen = load_recipe(recipe)
-    settings = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    settings: dict[str, Mapping[str, Any]] = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
     batches: Batches | None = None
     if isinstance(data, str) and data == DISTILLED:
         batches = distilled_data(network, settings.pop("distill", {}), terminal, batch=batch, limit=limit)
     elif data is not None:
         batches = data_for(network, data, terminal, batch=batch, limit=limit)
+    said = under(shared_settings(chosen, shared_of(terminal.seed, memory, resume)), settings)
     return run_recipe(
-        network, batches, chosen, settings, terminal, target=target, placement=placement, set=set, ends=ends, plan=plan
+        network, batches, chosen, said, terminal, target=target, placement=placement, set=set, ends=ends, plan=plan
     )
+
+
+def shared_of(seed: int, memory: str, resume: str) -> dict[str, Any]:
+    """What is said of all steps at once, as their settings; what is not given is left out."""
+    return {"seed": seed, **({"memory": memory} if memory else {}), **({"work": resume} if resume else {})}
+
+
+def under(
+    shared: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Settings of steps, laid over those of all steps.
+
+    Example:
+        >>> under({"adaround": {"seed": 1, "memory": "4GiB"}}, {"adaround": {"seed": 2}, "place": {}})
+        {'adaround': {'seed': 2, 'memory': '4GiB'}, 'place': {}}
+    """
+    return {step: {**shared.get(step, {}), **settings.get(step, {})} for step in dict.fromkeys((*shared, *settings))}
 
 
 def run_recipe(
