@@ -5,8 +5,8 @@ AIMET is no dependency of the project: it runs in an environment of its own, mad
     python -m venv aimet-env && aimet-env/bin/pip install torch==2.13.0 aimet-onnx==2.42.0
 
 and named by --aimet. Both round the same four weights to 4 bits, all others have 8 (ours 7 without VNNI), on two
-threads, one after the other. The error is that of the layer's output in the float network, after its activation and before,
-with each one's own grid: `||f(W~ x) - f(W x)||^2 / ||f(W x)||^2`.
+threads, one after the other. The error is that of the layer's output in the float network, after its activation and
+before, with each one's own grid: `||f(W~ x) - f(W x)||^2 / ||f(W x)||^2`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ for name in [name for name in found if any(name.startswith(w) for w in wanted)]:
     encodings = sim.qc_quantize_op_dict[name].get_encodings() if name in sim.qc_quantize_op_dict else None
     if encodings:
         shape = (-1,) + (1,) * (found[name].ndim - 1)
-        step, low, high = (np.array([getattr(e, k) for e in encodings]).reshape(shape) for k in ("delta", "min", "max"))
+        step, low, high = (
+            np.array([getattr(e, k) for e in encodings]).reshape(shape) for k in ("delta", "min", "max")
+        )
         codes = np.clip(np.round(found[name] / step), np.round(low / step), np.round(high / step))
         found[name] = (codes * step).astype(np.float32)
 np.savez(target, seconds=seconds, count=len(nodes), **found)

@@ -21,6 +21,7 @@ from bitwright.graph.open import open_model
 from bitwright.pipeline import State, Step, check_chain, run_chain
 from bitwright.plan.spec import Derived, QSpec
 from bitwright.ptq import STEPS
+from bitwright.ptq.place import Place
 from bitwright.recipes.recipe import load_recipe, make_steps
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,10 +39,21 @@ TRUTHS: dict[str, Callable[[State], bool]] = {
 }  # fmt: skip
 
 
+#: Settings, where a step has them, in place of the defaults: weights to round, and few turns of what takes many.
+SETTINGS: dict[str, Any] = {
+    "iterations": 3, "step_iterations": 3, "correction": 1, "candidates": 3, "rounds": 1, "images": 32,
+}  # fmt: skip
+
+
 @cache
 def steps() -> Mapping[str, Step]:
-    """Every row with its default settings, but for the width of weights, so that there are some to round."""
-    return {name: row.load()(**({"set": ("W=4",)} if name == "place" else {})) for name, row in STEPS.items()}
+    """Every row with its default settings, but for these."""
+    made = {}
+    for name, row in STEPS.items():
+        cls = row.load()
+        given = {key: value for key, value in SETTINGS.items() if key in cls.__dataclass_fields__}
+        made[name] = cls(**({"set": ("W=4",)} if name == "place" else given))
+    return made
 
 
 @cache
@@ -62,7 +74,10 @@ def before(name: str) -> State:
     missing = set(steps()[name].needs)
     for other in reversed(list(STEPS)):
         if missing & steps()[other].gives and other != name:
-            chain.insert(0, steps()[other])
+            step = steps()[other]
+            if name == "rapq" and isinstance(step, Place):  # it moves steps that are powers of two
+                step = dataclasses.replace(step, set=("W=pow2-4",))
+            chain.insert(0, step)
             missing = (missing - steps()[other].gives) | steps()[other].needs
     assert not missing, f"no step gives {missing}"
     return run_chain(chain, start(), images())

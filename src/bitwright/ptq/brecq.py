@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from bitwright.data.batches import Batches
 from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct
+from bitwright.ptq.reconstruct.engine import reconstruct, reconstruct_in_turn
 from bitwright.ptq.reconstruct.method import Method
 
 
@@ -67,12 +67,11 @@ class BRECQ:
             weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
             seed=self.seed, memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "weights"),
         )  # fmt: skip
-        state = reconstruct(state, batches, method, images_done)
         if not self.step_iterations:
-            return state
+            return reconstruct(state, batches, method, images_done)
         steps = Method(
             name="brecq", unit="block", inputs="quantized", rounding="nearest", activations=True, learn_steps=True,
             power=2.4, iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=self.step_rate,
             seed=self.seed, memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "steps"),
         )  # fmt: skip
-        return reconstruct(state, batches, steps)
+        return reconstruct_in_turn(state, batches, [method, steps], images_done)

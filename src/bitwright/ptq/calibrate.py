@@ -108,6 +108,17 @@ def fit_bias(weight: Encoding, bias: Tensor, input_scale: Tensor) -> Encoding:
     return dataclasses.replace(raised, codes=raised.quantize(weight.dequantize(weight.codes)))
 
 
+def fit_biases(state: State) -> State:
+    """The state with scales of weights at which all biases fit (`fit_bias`)."""
+    assert state.plan is not None
+    encodings = dict(state.encodings)
+    for site, spec in state.plan.sites.items():
+        if isinstance(spec, Derived):
+            source = encodings[state.plan.resolve(spec.input)[0]]
+            encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
+    return state.but(encodings=encodings)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
     """Set the ranges of weights and activations.
@@ -152,12 +163,9 @@ class Calibrate:
                 )
         activations, extremes = self._activations(state, state.plan, batches, images_done)
         encodings |= activations
-        encodings = dict(settle(state.but(encodings=encodings)).encodings)
-        for site, spec in biases.items():
-            source = encodings[state.plan.resolve(spec.input)[0]]
-            encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
+        state = fit_biases(settle(state.but(encodings=encodings)))
         told = Event(step="calibrate", seconds=0.0, facts={"extremes": extremes})
-        return state.but(encodings=encodings, log=(*state.log, told))
+        return state.but(log=(*state.log, told))
 
     def estimator(self, name: str) -> Any:
         """A row of `ESTIMATORS` with this step's parameters."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.formats.affine import SMALLEST_SCALE
+from bitwright.formats.affine import SMALLEST_SCALE, Affine
 from bitwright.plan.encoding import Encoding
 
 #: Random bits that are drawn once; each use takes them from another place on.
@@ -25,27 +25,32 @@ POOL = 1 << 22
 
 
 class Coin:
-    """Independent draws with probability `keep`: one long drawn row, read from a drawn place on each time.
+    """Independent draws with probability `keep`, which may change: a long row, read from a drawn place on.
 
     Example:
-        >>> coin = Coin(0.25, torch.Generator().manual_seed(0))
-        >>> round(float(coin((400, 500)).float().mean()), 1)
+        >>> coin = Coin(0.2, torch.Generator().manual_seed(0))
+        >>> round(float(coin((400, 500)).float().mean()), 2)
         0.2
     """
 
     def __init__(self, keep: float, generator: torch.Generator) -> None:
-        self.generator = generator
-        self.pool = torch.rand(POOL, generator=generator) < keep
+        self.generator, self.keep = generator, keep
+        self.pool = torch.rand(POOL, generator=generator)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Bool, of that shape."""
         n = math.prod(shape)
         start = int(torch.randint(POOL, (1,), generator=self.generator))
         reach = start + n
-        if reach <= POOL:
-            return self.pool[start:reach].reshape(shape)
-        repeats = -(-reach // POOL)
-        return self.pool.repeat(repeats)[start:reach].reshape(shape)
+        pool = self.pool if reach <= POOL else self.pool.repeat(-(-reach // POOL))
+        return (pool[start:reach] < self.keep).reshape(shape)
+
+
+def quantized_by(x: Tensor, step: Tensor, zero: float, grid: Affine, coin: Coin | None) -> Tensor:
+    """`y` as above, with its gradients to values and step."""
+    kept = None if coin is None else coin(tuple(x.shape))
+    found: Tensor = _Step.apply(x, step, zero, grid.qmin, grid.qmax, kept)
+    return found
 
 
 class LearnedStep(nn.Module):
@@ -60,14 +65,13 @@ class LearnedStep(nn.Module):
     def __init__(self, encoding: Encoding, *, learned: bool, coin: Coin | None = None) -> None:
         super().__init__()
         self.encoding, self.coin = encoding, coin
+        #: Share of the iterations that have been made, set by the engine.
+        self.time = 0.0
         self.step = nn.Parameter(encoding.scale.clone(), requires_grad=learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Real values, on the grid where they are quantized."""
-        grid = self.encoding.spec.grid
-        kept = None if self.coin is None else self.coin(tuple(x.shape))
-        found: Tensor = _Step.apply(x, self.step, float(self.encoding.zero_point), grid.qmin, grid.qmax, kept)
-        return found
+        return quantized_by(x, self.step, float(self.encoding.zero_point), self.encoding.spec.grid, self.coin)
 
     def moved(self) -> Encoding:
         """The encoding at the learned step."""
@@ -109,4 +113,29 @@ class ShiftedBias(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         """The bias now."""
-        return bias + self.shift
+        return bias + self.change()
+
+    def change(self) -> Tensor:
+        """What is added to the bias."""
+        return self.shift
+
+
+class BorderedBias(ShiftedBias):
+    """A bias that moves the border at which what a layer gives is rounded up: `(1/2 - B) s` is added, B in (0, 1).
+
+        rnd(v / s + 1/2 - B) = rnd((v + (1/2 - B) s) / s)
+
+    Args:
+        bias: of the layer.
+        step: quantizer of what it gives, whose step is s.
+        shared: one border for all channels.
+    """
+
+    def __init__(self, bias: Tensor, step: LearnedStep, *, shared: bool) -> None:
+        super().__init__(bias[:1] if shared else bias)
+        self.of, self.like = (step,), bias  # in a tuple: it has a place among the modules already
+
+    def change(self) -> Tensor:
+        """`(1/2 - B) s`, with `B = sigmoid(shift)`."""
+        step: Tensor = self.of[0].moved().scale
+        return ((0.5 - torch.sigmoid(self.shift)) * step).expand_as(self.like)

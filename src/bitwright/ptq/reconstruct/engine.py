@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,16 +26,17 @@ from bitwright.graph.blocks import Block
 from bitwright.lookup import did_you_mean, lookup
 from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
-from bitwright.plan.spec import Derived
-from bitwright.ptq.calibrate import fit_bias
+from bitwright.ptq.calibrate import fit_biases
 from bitwright.ptq.programs import float_program, simulated_program
 from bitwright.ptq.reconstruct import ROUNDINGS
-from bitwright.ptq.reconstruct.activations import Coin, LearnedStep, ShiftedBias
+from bitwright.ptq.reconstruct.activations import BorderedBias, Coin, LearnedStep, ShiftedBias
+from bitwright.ptq.reconstruct.correct import corrected
+from bitwright.ptq.reconstruct.exponents import LearnedExponent
 from bitwright.ptq.reconstruct.finished import Finished, fingerprint
 from bitwright.ptq.reconstruct.learn import learn
 from bitwright.ptq.reconstruct.method import Method, bytes_of
 from bitwright.ptq.reconstruct.rows import Budget, Rows
-from bitwright.ptq.reconstruct.units import crossing, find_units, last_readers, learnable, stored_as_codes
+from bitwright.ptq.reconstruct.units import Learnable, crossing, find_units, last_readers, learnable, stored_as_codes
 from bitwright.ptq.reconstruct.work import Work
 from bitwright.ptq.settle import settle
 
@@ -63,6 +64,19 @@ def reconstruct(state: State, batches: Batches | None, method: Method, images_do
     return _Walk(state, batches, method).run(images_done)
 
 
+def reconstruct_in_turn(
+    state: State, batches: Batches | None, methods: Sequence[Method], images_done: Progress | None = None
+) -> State:
+    """`reconstruct` by one method after the other, each from the network's input on; the log has one event of all."""
+    before = state.log
+    for i, method in enumerate(methods):
+        state = reconstruct(state, batches, method, None if i else images_done)
+    facts = [event.facts for event in state.log[len(before) :]]
+    told = {"units": [unit for each in facts for unit in each["units"]], "spilled": sum(f["spilled"] for f in facts),
+            "diverged": [unit for each in facts for unit in each["diverged"]]}  # fmt: skip
+    return state.but(log=(*before, Event(step=methods[0].name, seconds=0.0, facts=told)))
+
+
 class _Walk:
     """One way through a network."""
 
@@ -78,7 +92,7 @@ class _Walk:
         self.floats: dict[str, Rows] = {}
         self.quantized: dict[str, Rows] = {}
         self.units_learned: list[dict[str, Any]] = []
-        self.keeps_inputs = method.loss in ("fisher", "prediction")
+        self.keeps_inputs = method.loss not in ("error", "moments", "cheapest")
         self._logits: Rows | None = None
 
     def _budget(self) -> int | None:
@@ -144,8 +158,11 @@ class _Walk:
         if not self.chosen[i]:
             return False
         rounds = self.method.rounding != "nearest" and bool(found.weights)
-        steps = self.method.learn_steps and bool(found.steps)
-        return rounds or steps or (self.method.learn_biases and bool(found.biases))
+        steps = (self.method.learn_steps and bool(found.steps)) or (
+            self.method.learn_exponents and bool(found.exponents)
+        )
+        biases = self.method.learn_biases or bool(self.method.learn_borders)
+        return rounds or steps or (biases and bool(found.biases))
 
     def _inputs(self) -> list[str]:
         return [v.name or "" for v in self.state.model.graph.inputs]
@@ -213,29 +230,64 @@ class _Walk:
         coin = Coin(method.keep, generator) if method.keep < 1 else None
         rounding = lookup(ROUNDINGS, method.rounding, "rounding").load()
         weights = {w: self._rounding(rounding, w) for w in found.weights}
-        steps = {}
-        if method.activations:
-            for site in (*found.steps, *found.others):
-                learned = method.learn_steps and site in found.steps
-                steps[site] = LearnedStep(self.state.encoding(site), learned=learned, coin=coin)
-        biases = {b: ShiftedBias(self.state.tensor(b)) for b in found.biases} if method.learn_biases else {}
+        steps = self._steps(found, coin) if method.activations else {}
+        biases = self._biases(unit, found, steps)
         quantizers: dict[str, nn.Module] = {b: nn.Identity() for b in found.biases}
         if not method.activations:
-            quantizers |= {site: nn.Identity() for site in (*found.steps, *found.others)}
+            quantizers |= {site: nn.Identity() for site in (*found.steps, *found.exponents, *found.others)}
         quantizers |= {**weights, **steps, **biases}
         name = unit.output.name or ""
         program = simulated_program(self.state, inputs=_names(unit), outputs=[name], quantizers=quantizers)
+        floats, target = self._corrected(unit) if method.correction else (self.floats, self.floats[name])
         rest = crossing(self.units, i) if self.keeps_inputs else []
         return Work(
             state=self.state, unit=unit, method=method, weights=weights, steps=steps, biases=biases, program=program,
-            floats=self.floats, quantized=self.quantized, target=self.floats[name], coin=coin,
+            quantizers=quantizers,
+            floats=floats, quantized=self.quantized, target=target, coin=coin,
             rest_inputs=tuple(rest), rest_rows={v: self.quantized[v] for v in rest if v != name},
             network_logits=self._network_logits, generator=generator,
         )  # fmt: skip
 
+    def _steps(self, found: Learnable, coin: Coin | None) -> dict[str, LearnedStep]:
+        """The quantizers of a unit's activations."""
+        method, made = self.method, {}
+        for site in (*found.steps, *found.exponents, *found.others):
+            kind = LearnedExponent if site in found.exponents else LearnedStep
+            learned = (method.learn_steps and site in found.steps) or (
+                method.learn_exponents and site in found.exponents
+            )
+            made[site] = kind(self.state.encoding(site), learned=learned, coin=coin)
+        return made
+
+    def _biases(self, unit: Block, found: Learnable, steps: Mapping[str, LearnedStep]) -> dict[str, ShiftedBias]:
+        """The biases that move: freely, or as the borders of rounding do."""
+        if self.method.learn_biases:
+            return {b: ShiftedBias(self.state.tensor(b)) for b in found.biases}
+        if not self.method.learn_borders:
+            return {}
+        assert self.state.plan is not None
+        made: dict[str, ShiftedBias] = {}
+        for region in unit.regions:
+            site = self.state.plan.resolve(region.output.name or "")[0]
+            if region.bias is not None and region.bias.name in found.biases and site in steps:
+                bias = self.state.tensor(region.bias.name or "")
+                shared = self.method.learn_borders == "tensor"
+                made[region.bias.name or ""] = BorderedBias(bias, steps[site], shared=shared)
+        return made
+
+    def _corrected(self, unit: Block) -> tuple[Mapping[str, Rows], Rows]:
+        batches = [self._padded(index) for index in torch.arange(self.count).split(self.chunk)]
+        found = corrected(self.state, unit, self.floats, self.method, batches, self.budget)
+        if found is None:
+            return self.floats, self.floats[unit.output.name or ""]
+        log.info("%s %s: distance from the statistics of its batch norms %.4g to %.4g",
+                 self.method.name, unit.name, found.before, found.after)  # fmt: skip
+        return found.floats, found.output
+
     def _rounding(self, row: Callable[..., Any], site: str) -> Any:
         try:
-            return row(self.state.tensor(site), self.state.encodings[site], self.method.strength)
+            settings = dict(self.method.rounding_settings)
+            return row(self.state.tensor(site), self.state.encodings[site], self.method.strength, **settings)
         except InputError as error:
             raise InputError(f"{self.method.name}: weight {site!r}", error.found, error.expected, error.fix) from error
 
@@ -250,6 +302,8 @@ class _Walk:
         work = self._work(i)
         with torch.enable_grad():
             found = learn(work, self.chunk)
+        for rows in {work.target, *work.floats.values()} - set(self.floats.values()):
+            rows.release()
         log.info(
             "%s %s: loss %.4g to %.4g in %d iterations, %.2f %% undecided", self.method.name, work.unit.name,
             found.first, found.last, found.iterations, 100 * found.undecided,
@@ -263,7 +317,7 @@ class _Walk:
             return changes
         changes["encodings"] = {site: rounding.rounded() for site, rounding in work.weights.items()}
         changes["encodings"] |= {s: step.moved() for s, step in work.steps.items() if step.step.requires_grad}
-        changes["biases"] = {b: module.shift.detach() for b, module in work.biases.items()}
+        changes["biases"] = {b: module.change().detach().clone() for b, module in work.biases.items()}
         return changes
 
     def _apply(self, unit: Block, changes: Mapping[str, Any]) -> None:
@@ -275,20 +329,13 @@ class _Walk:
 
     def _finished(self) -> State:
         """Scales at which tables hold and biases fit."""
-        plan = self.state.plan
-        assert plan is not None
         for rows in {*self.floats.values(), *self.quantized.values()}:
             rows.release()
-        state = settle(self.state)
-        encodings = dict(state.encodings)
-        for site, spec in plan.sites.items():
-            if isinstance(spec, Derived):
-                source = encodings[plan.resolve(spec.input)[0]]
-                encodings[spec.weight] = fit_bias(encodings[spec.weight], state.tensor(site), source.scale)
         told = {"units": self.units_learned, "spilled": self.budget.spilled,
                 "diverged": [unit["unit"] for unit in self.units_learned if unit["diverged"]]}  # fmt: skip
         event = Event(step=self.method.name, seconds=0.0, facts=told)
-        return state.but(encodings=encodings, log=(*state.log, event))
+        state = fit_biases(settle(self.state))
+        return state.but(log=(*state.log, event))
 
 
 def _names(unit: Block) -> list[str]:

@@ -51,7 +51,11 @@ def learn(work: Work, chunk: int) -> Learned:
     done = 0
     for i in range(method.iterations):
         for rounding in work.weights.values():
-            rounding.beta = method.beta_at(i)
+            rounding.beta, rounding.time = method.beta_at(i), i / method.iterations
+        for step in work.steps.values():
+            step.time = i / method.iterations
+        if work.coin is not None:
+            work.coin.keep = method.keep_at(i)
         optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for part in range(chunks):
@@ -80,12 +84,13 @@ def _mean(values: list[float]) -> float:
 
 
 def _optimiser(work: Work, method: Method) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam with a rate for each kind of parameter; only the rate of activation steps falls, along a cosine."""
+    """Adam with a rate for each kind of parameter; that of activation steps falls along a cosine, others may too."""
     rates = {"weight": method.rate, "weight step": method.weight_step_rate, "weight zero": method.weight_step_rate,
              "step": method.step_rate, "bias": method.bias_rate}  # fmt: skip
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     for rounding in work.weights.values():
         for kind, parameter in rounding.groups().items():
+            kind = kind.partition(":")[0]
             groups.setdefault((kind, _rate(rates[kind], kind, rounding.encoding, method)), []).append(parameter)
     for step in work.steps.values():
         if step.step.requires_grad:
@@ -97,7 +102,8 @@ def _optimiser(work: Work, method: Method) -> tuple[torch.optim.Optimizer, torch
     def cosine(i: int) -> float:
         return (1 + math.cos(math.pi * i / method.iterations)) / 2
 
-    falling = [cosine if kind == "step" else (lambda i: 1.0) for kind, _ in groups]
+    fall = {"step", *(kind for kind in rates if method.falling and kind.startswith("weight"))}
+    falling = [cosine if kind in fall else (lambda i: 1.0) for kind, _ in groups]
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, falling)
 
 

@@ -3,6 +3,8 @@
     error:   mean over images and positions of sum over channels |z~ - z|^p
     fisher:  the same of |z~ - z|^2 (|g| + damping)^2,   g = dKL(softmax(y) || softmax(y~)) / dz~
     prediction:  KL(softmax(y) || softmax(y~)), y the network's first output, y~ in float after the unit
+    network:  prediction, and w times the mean over blocks of |a~ - a|^2 / |a|^2, a what a block in the network gives
+    error and prediction:  error + w KL(softmax(y / T) || softmax(y~ / T)), y~ from the quantized network's values
 
 The sum over channels, not a mean, sets the balance with the regulariser, which is a sum over weights.
 
@@ -19,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitwright.graph.blocks import find_blocks
 from bitwright.lookup import Row
+from bitwright.ptq.programs import float_program, simulated_program
 from bitwright.ptq.reconstruct.work import Work
 
 #: Loss of the images of `index`, a scalar with gradients.
@@ -32,6 +36,12 @@ LOSSES: dict[str, Row] = {
         "bitwright.ptq.reconstruct.moments_error:cheapest_error", "moments or error, whichever costs less"
     ),
     "fisher": Row("bitwright.ptq.reconstruct.loss:fisher_error", "weighted by what it does to the network's output"),
+    "error and prediction": Row(
+        "bitwright.ptq.reconstruct.loss:error_and_prediction", "both: of the unit's output and of the network's"
+    ),
+    "network": Row(
+        "bitwright.ptq.reconstruct.loss:network_error", "divergence of the network's output, and errors inside it"
+    ),
     "prediction": Row("bitwright.ptq.reconstruct.loss:prediction_error", "divergence of the network's output"),
 }
 
@@ -74,6 +84,51 @@ def prediction_error(work: Work) -> Loss:
 
     def loss(index: Tensor) -> Tensor:
         return prediction_difference(work.logits[index], work.rest(index, work.output(index)))
+
+    return loss
+
+
+def error_and_prediction(work: Work) -> Loss:
+    """`error + w KL(softmax(y / T) || softmax(y~ / T))` (PD-Quant).
+
+    The error is that of the inputs as the method has them; y~ comes from those of the quantized network alone, through
+    the unit, and in float after it.
+    """
+    error, method = output_error(work), work.method
+
+    def loss(index: Tensor) -> Tensor:
+        first = error(index)
+        for rounding in work.weights.values():  # the regulariser, which enters by its gradient, counts once
+            rounding.beta = None
+        logits = work.rest(index, work.output(index, "quantized"))
+        difference = prediction_difference(work.logits[index], logits, method.temperature)
+        return first + method.prediction_weight * difference
+
+    return loss
+
+
+def network_error(work: Work) -> Loss:
+    """`prediction + w mean over blocks of |a~ - a|^2 / |a|^2`, for the network as one unit (NWQ).
+
+    Errors are relative, so that a block counts as much as another, whatever the size of its values.
+    """
+    inside = [b.output.name or "" for b in find_blocks(work.state.model) if b.output.name != work.name]
+    inputs, outputs = work.program.inputs, [*inside, work.name]
+    expected = float_program(work.state, inputs=inputs, outputs=outputs)
+    given = simulated_program(work.state, inputs=inputs, outputs=outputs, quantizers=work.quantizers)
+    weight = work.method.activation_weight
+
+    def loss(index: Tensor) -> Tensor:
+        x = work.inputs(index)
+        with torch.no_grad():
+            *floats, y = expected.module(*work.inputs(index, "float"))
+        *values, logits = given.module(*x)
+        errors = [
+            (a - b).square().sum() / b.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+            for a, b in zip(values, floats, strict=True)
+        ]
+        difference = prediction_difference(y, logits, work.method.temperature)
+        return difference + weight * sum(errors, torch.zeros(())) / max(1, len(errors))
 
     return loss
 

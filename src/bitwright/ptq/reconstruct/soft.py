@@ -92,6 +92,7 @@ class SoftRounding(nn.Module):
         self.v = nn.Parameter(inverse_rectified_sigmoid(fraction).contiguous())
         #: Power of the regulariser now; None while there is none.
         self.beta: float | None = None
+        self.time = 0.0
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as it is rounded now; the float weight has said all when this was made."""

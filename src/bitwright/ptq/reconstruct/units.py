@@ -27,12 +27,14 @@ class Learnable:
         weights: initializers with codes.
         biases: initializers that are derived.
         steps: sites whose encodings belong to this unit alone: no unit before it gives a value that has them.
+        exponents: the same, where steps are powers of two.
         others: sites with encodings that the unit uses too, whose steps stay.
     """
 
     weights: tuple[str, ...]
     biases: tuple[str, ...]
     steps: tuple[str, ...]
+    exponents: tuple[str, ...]
     others: tuple[str, ...]
 
 
@@ -77,11 +79,12 @@ def learnable(state: State, units: Sequence[Block]) -> list[Learnable]:
             if r.bias is not None and isinstance(plan.sites.get(r.bias.name or ""), Derived)
         ]  # fmt: skip
         used = dict.fromkeys(plan.resolve(s)[0] for s in _given(unit) if s in plan.sites and plan.qspec(s) is not None)
-        steps = [s for s in used if owners.get(s) == {i} and s not in inputs and _has_step(plan.sites[s])]
+        own = [s for s in used if owners.get(s) == {i} and s not in inputs]
+        steps, exponents = (tuple(s for s in own if _is(plan.sites[s], name)) for name in ("affine", "pow2"))
         found.append(
             Learnable(
-                weights=tuple(dict.fromkeys(weights)), biases=tuple(dict.fromkeys(biases)), steps=tuple(steps),
-                others=tuple(s for s in used if s not in steps),
+                weights=tuple(dict.fromkeys(weights)), biases=tuple(dict.fromkeys(biases)), steps=steps,
+                exponents=exponents, others=tuple(s for s in used if s not in (*steps, *exponents)),
             )
         )  # fmt: skip
     return found
@@ -91,9 +94,8 @@ def _given(unit: Block) -> list[str]:
     return [v.name or "" for region in unit.regions for node in region.nodes for v in node.outputs]
 
 
-def _has_step(spec: object) -> bool:
-    """Whether a step may take any value: not where it is a power of two."""
-    return isinstance(spec, QSpec) and spec.format == "affine"
+def _is(spec: object, name: str) -> bool:
+    return isinstance(spec, QSpec) and spec.format == name
 
 
 def stored_as_codes(state: State, value: ir.Value) -> bool:

@@ -16,21 +16,23 @@ from bitwright.plan.encoding import Encoding
 
 
 class Rounding(Protocol):
-    """What a row of `ROUNDINGS` is, made as `row(weight, encoding, strength)`; a module from weights to weights.
+    """What a row of `ROUNDINGS` is, made as `row(weight, encoding, strength, **settings)`; weights to weights.
 
     Attributes:
         encoding: the grid to begin with.
         beta: power of the regulariser, set by the engine as time goes; None while there is none.
+        time: share of the iterations that have been made, set by the engine.
     """
 
     encoding: Encoding
     beta: float | None
+    time: float
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The weight as it is quantized now."""
 
     def groups(self) -> Mapping[str, nn.Parameter]:
-        """`{kind of rate: parameter}`: `weight`, `weight step`, `weight zero`."""
+        """`{kind of rate: parameter}`: `weight`, `weight step`, `weight zero`; one more of a kind is `weight:1`."""
 
     def settled(self) -> bool:
         """Whether nothing can change any more."""
@@ -42,12 +44,25 @@ class Rounding(Protocol):
         """The encoding, its codes chosen."""
 
 
+def refuse_fixed_steps(encoding: Encoding) -> None:
+    """For roundings that move a weight's step.
+
+    Raises:
+        InputError: a format that is a table of levels, or whose steps are powers of two.
+    """
+    if encoding.spec.format != "affine":
+        raise InputError(
+            "a weight", f"of the format {encoding.spec.format}", "integers with a free scale, whose step can move",
+            "choose another rounding, or another format with --set W=...",
+        )  # fmt: skip
+
+
 class Nearest(nn.Module):
     """The codes that are there already, or the nearest; nothing is learned."""
 
     def __init__(self, weight: Tensor, encoding: Encoding, strength: float = 0.0) -> None:
         super().__init__()
-        self.encoding, self.beta = encoding, None
+        self.encoding, self.beta, self.time = encoding, None, 0.0
         self.register_buffer("value", encoding.dequantize(encoding.codes_of(weight)))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -83,12 +98,8 @@ class StraightThrough(nn.Module):
 
     def __init__(self, weight: Tensor, encoding: Encoding, strength: float = 0.0) -> None:
         super().__init__()
-        if encoding.spec.format != "affine":
-            raise InputError(
-                "a weight", f"of the format {encoding.spec.format}", "integers with a free scale, whose step can move",
-                "choose another rounding, or another format with --set W=...",
-            )  # fmt: skip
-        self.encoding, self.beta = encoding, None
+        refuse_fixed_steps(encoding)
+        self.encoding, self.beta, self.time = encoding, None, 0.0
         self.weight = nn.Parameter(weight.clone())
         self.step = nn.Parameter(encoding.scale.clone())
         self.zero = nn.Parameter(encoding.zero_point.float(), requires_grad=not encoding.spec.symmetric)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitwright.execute.program import Program
 from bitwright.graph.blocks import Block
@@ -29,6 +29,7 @@ class Work:
         method: how.
         weights, steps, biases: the unit's own quantizers, by site; all that is learned.
         program: the unit with them.
+        quantizers: they, and what leaves other sites in float, for programs of other parts of the unit.
         floats: values of the float network that the unit reads.
         quantized: the same of the network quantized so far.
         target: what the unit should give: the float network's value.
@@ -45,6 +46,7 @@ class Work:
     steps: Mapping[str, LearnedStep]
     biases: Mapping[str, ShiftedBias]
     program: Program
+    quantizers: Mapping[str, nn.Module]
     floats: Mapping[str, Rows]
     quantized: Mapping[str, Rows]
     target: Rows
