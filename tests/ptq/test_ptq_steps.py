@@ -104,7 +104,8 @@ def test_it_is_a_frozen_dataclass_with_keywords_and_defaults(name: str) -> None:
     cls: Any = type(step)
     assert cls.__dataclass_params__.frozen
     assert all(field.kw_only and field.default is not dataclasses.MISSING for field in dataclasses.fields(cls))
-    documented = inspect.getdoc(cls) or ""
+    # What steps share is told where it is shared.
+    documented = "\n".join(inspect.getdoc(c) or "" for c in cls.__mro__ if dataclasses.is_dataclass(c))
     assert all(f"{field.name}: " in documented for field in dataclasses.fields(cls))
     assert isinstance(step.needs, frozenset) and isinstance(step.gives, frozenset) and step.gives <= set(TRUTHS)
 

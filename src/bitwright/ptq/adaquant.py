@@ -11,33 +11,26 @@ ICML 2021. Choices: rates are those of whole ranges, as the authors' parameters 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct
+from bitwright.pipeline import State
 from bitwright.ptq.reconstruct.method import Method
+from bitwright.ptq.reconstruct.step import Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaQuant:
+class AdaQuant(Reconstruction):
     """Layer-wise reconstruction with continuous weights, learned ranges and biases.
 
-    Args:
-        iterations: for each layer.
-        images: calibration images.
-        batch: images a step.
+    Args, beside those of `Reconstruction`:
         inputs: `quantized`, one layer after the other, or `float`, each for itself.
         rate: Adam's, of the weights.
         step_rate: of activation ranges.
         weight_step_rate: of weight ranges.
         bias_rate: of biases.
-        seed: of the images of each step.
-        memory: bytes that the process may take, as `4GiB`; no bound if empty.
-        only: globs of the layers to round; all if there are none.
-        work: folder that keeps finished blocks; none if empty.
     """
 
     iterations: int = 100
@@ -48,28 +41,29 @@ class AdaQuant:
     step_rate: float = 1e-1
     weight_step_rate: float = 1e-3
     bias_rate: float = 1e-3
-    seed: int = 0
-    memory: str = ""
-    only: tuple[str, ...] = ()
-    work: str = ""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
     gives: ClassVar[frozenset[str]] = frozenset({"rounded weights", "corrected biases"})
-    clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
 
-    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state with other codes, ranges and biases.
+    def methods(self, state: State) -> Sequence[Method]:
+        """One walk.
 
         Raises:
             InputError: `inputs` is neither `quantized` nor `float`.
         """
         if self.inputs not in ("quantized", "float"):
             raise InputError("adaquant.inputs", f"is {self.inputs!r}", "quantized or float")
-        method = Method(
-            name="adaquant", unit="layer", inputs="float" if self.inputs == "float" else "quantized",
-            rounding="straight", activations=True, learn_steps=True, learn_biases=True, range_rates=True,
-            iterations=self.iterations, images=self.images, batch=self.batch, weight_rate=self.rate,
-            step_rate=self.step_rate, weight_step_rate=self.weight_step_rate, bias_rate=self.bias_rate,
-            seed=self.seed, memory=self.memory, only=self.only, work=self.work,
-        )  # fmt: skip
-        return reconstruct(state, batches, method, images_done)
+        method = self.method(
+            "adaquant",
+            unit="layer",
+            inputs="float" if self.inputs == "float" else "quantized",
+            rounding="straight",
+            activations=True,
+            learn_steps=True,
+            learn_biases=True,
+            range_rates=True,
+            weight_rate=self.rate,
+            step_rate=self.step_rate,
+            weight_step_rate=self.weight_step_rate,
+            bias_rate=self.bias_rate,
+        )
+        return [method]

@@ -11,54 +11,36 @@ linearly (BRECQ, QDrop), not along a cosine; layers of a table of levels are rou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct
+from bitwright.pipeline import State
 from bitwright.ptq.reconstruct.method import Method
+from bitwright.ptq.reconstruct.step import Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaRound:
+class AdaRound(Reconstruction):
     """Learned rounding, layer after layer.
 
-    Args:
-        iterations: for each layer.
-        images: calibration images.
-        batch: images a step.
+    Args, beside those of `Reconstruction`:
         rate: Adam's, of the rounding variables; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         loss: `output`, the error after the activation that follows, on the images of each step; `moments`, before it,
             on all images at once, from their second moments: a step is many times cheaper where positions are many;
             `cheapest`, the one of both whose steps cost less, layer by layer.
         strength: of the regulariser; the error is a sum over channels.
         warmup: share of the iterations without it.
-        seed: of the images of each step.
-        memory: bytes that the process may take, as `4GiB`; no bound if empty.
-        only: globs of the layers to round; all if there are none.
-        work: folder that keeps finished layers; none if empty.
     """
 
     iterations: int = 10_000
-    images: int = 1024
-    batch: int = 32
     rate: float = 0.0
     loss: str = "output"
     strength: float = 0.01
     warmup: float = 0.2
-    seed: int = 0
-    memory: str = ""
-    only: tuple[str, ...] = ()
-    work: str = ""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
-    gives: ClassVar[frozenset[str]] = frozenset({"rounded weights"})
-    clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
-
-    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state whose weights have codes of their own choice.
+    def methods(self, state: State) -> Sequence[Method]:
+        """One walk.
 
         Raises:
             InputError: `loss` is none of these.
@@ -66,10 +48,14 @@ class AdaRound:
         losses = {"output": "error", "moments": "moments", "cheapest": "cheapest"}
         if self.loss not in losses:
             raise InputError("adaround.loss", f"is {self.loss!r}", "output, moments or cheapest")
-        method = Method(
-            name="adaround", unit="layer", inputs="quantized", rounding="soft", loss=losses[self.loss],
-            iterations=self.iterations,
-            images=self.images, batch=self.batch, weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
-            seed=self.seed, memory=self.memory, only=self.only, work=self.work,
-        )  # fmt: skip
-        return reconstruct(state, batches, method, images_done)
+        method = self.method(
+            "adaround",
+            unit="layer",
+            inputs="quantized",
+            rounding="soft",
+            loss=losses[self.loss],
+            weight_rate=self.rate,
+            strength=self.strength,
+            warmup=self.warmup,
+        )
+        return [method]

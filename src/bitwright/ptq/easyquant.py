@@ -63,6 +63,7 @@ class EasyQuant:
 
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
     gives: ClassVar[frozenset[str]] = frozenset()
+    needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.narrowest < self.widest:

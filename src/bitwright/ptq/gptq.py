@@ -188,6 +188,7 @@ class Gptq:
     needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
     gives: ClassVar[frozenset[str]] = frozenset({"rounded weights"})
     clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
+    needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be."""

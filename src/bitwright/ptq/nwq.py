@@ -14,52 +14,35 @@ unit, activation regularization, annealing softmax, annealing mixup). Choices: t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct
+from bitwright.pipeline import State
 from bitwright.ptq.reconstruct.method import Method
+from bitwright.ptq.reconstruct.step import Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class NWQ:
+class NWQ(Reconstruction):
     """Reconstruction of the network as one, annealed.
 
-    Args:
-        iterations: of the optimiser.
-        images: calibration images.
-        batch: images a step.
+    Args, beside those of `Reconstruction`:
         activation_weight: of the error of values inside the network.
         keep: probability at first that an element of an activation is quantized.
         coldest: temperature of the softmax at the end, from 1.
         rate: Adam's, of the candidates' logits; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         step_rate: of the activation steps, falling to 0.
-        seed: of the images of each step.
-        memory: bytes that the process may take, as `4GiB`; no bound if empty.
-        work: folder that keeps finished blocks; none if empty.
     """
 
-    iterations: int = 20_000
-    images: int = 1024
-    batch: int = 32
     activation_weight: float = 1.0
     keep: float = 0.5
     coldest: float = 0.01
     rate: float = 0.0
     step_rate: float = 4e-5
-    seed: int = 0
-    memory: str = ""
-    work: str = ""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
-    gives: ClassVar[frozenset[str]] = frozenset({"rounded weights"})
-    clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
-
-    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state whose weights have codes of their own choice, and whose activations have learned steps.
+    def methods(self, state: State) -> Sequence[Method]:
+        """One walk.
 
         Raises:
             InputError: a temperature that is not from above 0 to 1.
@@ -67,11 +50,19 @@ class NWQ:
         """
         if not 0 < self.coldest <= 1:
             raise InputError("nwq.coldest", f"is {self.coldest}", "above 0, at most 1", "0.01 is cold")
-        method = Method(
-            name="nwq", unit="net", inputs="quantized", rounding="annealing",
-            rounding_settings=(("coldest", self.coldest),), loss="network", activation_weight=self.activation_weight,
-            activations=True, learn_steps=True, keep=self.keep, keep_end=1.0, iterations=self.iterations,
-            images=self.images, batch=self.batch, weight_rate=self.rate, step_rate=self.step_rate, seed=self.seed,
-            memory=self.memory, work=self.work,
-        )  # fmt: skip
-        return reconstruct(state, batches, method, images_done)
+        method = self.method(
+            "nwq",
+            unit="net",
+            inputs="quantized",
+            rounding="annealing",
+            rounding_settings=(("coldest", self.coldest),),
+            loss="network",
+            activation_weight=self.activation_weight,
+            activations=True,
+            learn_steps=True,
+            keep=self.keep,
+            keep_end=1.0,
+            weight_rate=self.rate,
+            step_rate=self.step_rate,
+        )
+        return [method]

@@ -13,55 +13,35 @@ the authors' are not, and follow the step.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress, State
-from bitwright.ptq.reconstruct.engine import reconstruct, reconstruct_in_turn
+from bitwright.pipeline import State
 from bitwright.ptq.reconstruct.method import Method
+from bitwright.ptq.reconstruct.step import Reconstruction
 
 
 @dataclass(frozen=True, kw_only=True)
-class RAPQ:
+class RAPQ(Reconstruction):
     """Block reconstruction with learned powers of two.
 
-    Args:
-        iterations: of the weights of each block.
+    Args, beside those of `Reconstruction`:
         step_iterations: of the activation steps of each block; 0 to leave them.
-        images: calibration images.
-        batch: images a step.
         settle: share of the iterations in which the weights' exponents are chosen.
         rate: Adam's, of the rounding variables; 0 for 1e-3, and more where there are fewer than 10,000 iterations.
         strength: of the regulariser; 0.1 for networks like MobileNetV2.
         warmup: share of the iterations without it.
-        seed: of the images of each step.
-        memory: bytes that the process may take, as `4GiB`; no bound if empty.
-        only: globs of the blocks to reconstruct; all if there are none.
-        work: folder that keeps finished blocks; none if empty.
     """
 
-    iterations: int = 20_000
     step_iterations: int = 5_000
-    images: int = 1024
-    batch: int = 32
     settle: float = 0.1
     rate: float = 0.0
     strength: float = 0.01
     warmup: float = 0.2
-    seed: int = 0
-    memory: str = ""
-    only: tuple[str, ...] = ()
-    work: str = ""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"plan", "encodings"})
-    gives: ClassVar[frozenset[str]] = frozenset({"rounded weights"})
-    clashes: ClassVar[frozenset[str]] = frozenset({"corrected biases"})
-
-    def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state with other codes of weights, and other powers of two of weights and activations.
+    def methods(self, state: State) -> Sequence[Method]:
+        """Weights first, then the exponents of activations.
 
         Raises:
             InputError: no weight of the format `pow2`, or a share that is not from 0 to 1.
@@ -75,18 +55,29 @@ class RAPQ:
                 "give the format with --set W=pow2-4,A=pow2-4",
             )  # fmt: skip
         # Each variable can cross its whole range: -2.4 to 2.4.
-        method = Method(
-            name="rapq", unit="block", inputs="quantized", rounding="exponent",
-            rounding_settings=(("settle", self.settle),), iterations=self.iterations, images=self.images,
-            batch=self.batch, weight_rate=self.rate, strength=self.strength, warmup=self.warmup,
-            weight_step_rate=5 / max(1.0, self.settle * self.iterations), seed=self.seed,
-            memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "weights"),
-        )  # fmt: skip
+        method = self.method(
+            "rapq",
+            folder="weights",
+            unit="block",
+            inputs="quantized",
+            rounding="exponent",
+            rounding_settings=(("settle", self.settle),),
+            weight_rate=self.rate,
+            strength=self.strength,
+            warmup=self.warmup,
+            weight_step_rate=5 / max(1.0, self.settle * self.iterations),
+        )
         if not self.step_iterations:
-            return reconstruct(state, batches, method, images_done)
-        steps = Method(
-            name="rapq", unit="block", inputs="quantized", rounding="nearest", activations=True, learn_exponents=True,
-            iterations=self.step_iterations, images=self.images, batch=self.batch, step_rate=8 / self.step_iterations,
-            seed=self.seed, memory=self.memory, only=self.only, work=self.work and os.path.join(self.work, "steps"),
-        )  # fmt: skip
-        return reconstruct_in_turn(state, batches, [method, steps], images_done)
+            return [method]
+        steps = self.method(
+            "rapq",
+            folder="steps",
+            unit="block",
+            inputs="quantized",
+            rounding="nearest",
+            activations=True,
+            learn_exponents=True,
+            iterations=self.step_iterations,
+            step_rate=8 / self.step_iterations,
+        )
+        return [method, steps]
