@@ -5,7 +5,7 @@
 Gradients pass rounding straight through, so a weight may move by several codes. The losses of every layer before and
 after are in the log, for the integer program that chooses widths.
 
-Source: I. Hubara et al., Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming,
+Source: Hubara et al., Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming,
 ICML 2021. Choices: rates are those of whole ranges, as the authors' parameters are; zero points of activations stay.
 """
 

@@ -5,7 +5,7 @@
 f is the activation that follows, x the float network's input of the layer and x^ that of the network quantized so far.
 The grid stays. Activations are in float meanwhile.
 
-Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020. Choices: beta falls
+Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020. Choices: beta falls
 linearly (BRECQ, QDrop), not along a cosine; layers of a table of levels are rounded to the levels on either side.
 """
 

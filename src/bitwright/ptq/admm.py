@@ -5,7 +5,7 @@
 The weight is free, and a penalty draws it to the nearest point of the grid, which is looked for now and then, scale
 and codes by turns (`reconstruct/multipliers.py`, `reconstruct/alternate.py`). Activations are in float meanwhile.
 
-Source: C. Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018. Choices: layer
+Source: Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018. Choices: layer
 by layer on unlabelled images, where the paper trains the network; all layers, where it leaves the first and last out.
 """
 

@@ -12,7 +12,7 @@ tensor, of what a layer gives:
 It is part of the layer's bias, through a ReLU too: with the code of 0 the lowest, values below 0 have it either way.
 Outputs of layers that are not quantized themselves, sums, and pools keep the half: nothing is added there.
 
-Source: Z. Li et al., Efficient Adaptive Activation Rounding for Post-Training Quantization, 2022. Choice: constant
+Source: Li et al., Efficient Adaptive Activation Rounding for Post-Training Quantization, 2022. Choice: constant
 borders, as above; the bias is rounded to its own codes afterwards, to a small part of a step.
 """
 

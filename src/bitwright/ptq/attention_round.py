@@ -4,7 +4,7 @@
 
 `reconstruct/attend.py` has the rounding. There is no regulariser: weights are rounded all along.
 
-Source: H. Diao et al., Attention Round for Post-Training Quantization, 2022. Choices: blocks, as in BRECQ; activations
+Source: Diao et al., Attention Round for Post-Training Quantization, 2022. Choices: blocks, as in BRECQ; activations
 as in QDrop (`keep=1` has all of them quantized); the rate falls along a cosine, so that codes come to
 rest. The paper's widths by coding length are a matter of the plan.
 """

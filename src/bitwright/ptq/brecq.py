@@ -5,7 +5,7 @@
 
 z is the output of a block (a residual block after its sum and ReLU), g the gradient of the network's divergence there.
 
-Source: Y. Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021.
+Source: Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021.
 Choice: `loss=error` is what the authors' script does; `fisher` is the paper.
 """
 

@@ -6,7 +6,7 @@ All layers' weight scales are searched at fixed activation scales, then activati
 nothing changes or `rounds` have passed. Candidates are what the scale was, and that times `narrowest` to `widest`,
 evenly spaced; zero points stay. x is the float network's, f the activation that follows.
 
-Source: D. Wu et al., EasyQuant: Post-training Quantization via Scale Optimization, 2020; the tensor form is an
+Source: Wu et al., EasyQuant: Post-training Quantization via Scale Optimization, 2020; the tensor form is an
 estimator (`ranges/cosine.py`). Choices: a weight's channel is compared over all images and positions at once; an
 activation that several layers read counts in each of them, one cosine an image; as the cosine does not see a common
 gain, equal ones are decided by the squared error; sums and pools, whose operands have no layer, keep their scales.

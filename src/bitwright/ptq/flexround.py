@@ -5,7 +5,7 @@
 `reconstruct/divide.py` has the rounding. There is no regulariser: weights are rounded all along, and gradients pass
 rounding straight through.
 
-Source: J. H. Lee et al., FlexRound: Learnable Rounding based on Element-wise Division for Post-Training Quantization,
+Source: Lee et al., FlexRound: Learnable Rounding based on Element-wise Division for Post-Training Quantization,
 ICML 2023. Choices: activations as in QDrop, which the paper builds on where they are of few bits (`keep=1` has all of
 them quantized); Adam with one rate for all factors, which falls along a cosine; the step's own rate is small, as it
 is a length, not a factor.

@@ -7,7 +7,7 @@
 `reconstruct/anneal.py` has the rounding. The second term keeps values inside the network where they were: a network as
 one unit has many ways to fit the outputs of few images.
 
-Source: C. Wang et al., Leveraging Inter-Layer Dependency for Post-Training Quantization, NeurIPS 2022 (network-wise
+Source: Wang et al., Leveraging Inter-Layer Dependency for Post-Training Quantization, NeurIPS 2022 (network-wise
 unit, activation regularization, annealing softmax, annealing mixup). Choices: the mixture is drawn for each element;
 `keep` rises linearly; errors of activations are relative and taken at the ends of blocks.
 """

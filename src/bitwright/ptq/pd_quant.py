@@ -7,7 +7,7 @@ network quantized so far, for y~, what the rest of the network in float gives fr
 output for the same image. Before a block is learned, its float inputs are moved so that the batch norms in it see the
 statistics of their training (`reconstruct/correct.py`); the error is measured at the moved inputs.
 
-Source: J. Liu et al., PD-Quant: Post-Training Quantization based on Prediction Difference Metric, CVPR 2023. Choices:
+Source: Liu et al., PD-Quant: Post-Training Quantization based on Prediction Difference Metric, CVPR 2023. Choices:
 `prediction_weight` is the paper's 1 / lambda_r, there 1 / 0.1; `closeness` its 1 / lambda_c, there 1 / 0.02 for
 ResNets and up to 1 / 0.001 for networks like MobileNetV2; of a block's inputs the first moves. The statistics are
 compared image by image: on maps of few positions single images differ from the whole set much, and `correction=0` may

@@ -7,7 +7,7 @@
 What is left out at random flattens the loss around the rounding that is found. `keep` is the probability of
 quantizing; 1 is joint reconstruction without leaving out, 0 has activations in float while weights are learned.
 
-Source: X. Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization, ICLR
+Source: Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization, ICLR
 2022.
 """
 

@@ -6,7 +6,7 @@
 So the exponents of a block weigh rounding against clipping together (`reconstruct/exponents.py`). Weights and
 activations of other formats, such as 8-bit ends, keep their steps.
 
-Source: H. Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022.
+Source: Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022.
 Choices: the plain squared error, where the paper chooses its power by batch norm; zero points are whole numbers, where
 the authors' are not, and follow the step.
 """

@@ -2,7 +2,7 @@
 
     min_b KL(softmax(y) || softmax(y~)),   y of the float network, y~ of the quantized one
 
-Source: I. Hubara et al., Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming,
+Source: Hubara et al., Improving Post Training Neural Quantization: Layer-wise Calibration and Integer Programming,
 ICML 2021, "bias tuning". Choice: Adam with one rate, where the authors have SGD with three.
 """
 

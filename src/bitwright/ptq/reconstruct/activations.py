@@ -4,7 +4,7 @@
     dy/dx = 1 inside the grid, 0 outside;    dy/ds = g (rnd(x / s) - x / s) inside, g (q - z) outside
     g = 1 / sqrt(elements (qmax - qmin))
 
-Source: S. Esser et al., Learned Step Size Quantization, ICLR 2020; elements left in float: X. Wei et al., QDrop, ICLR
+Source: Esser et al., Learned Step Size Quantization, ICLR 2020; elements left in float: X. Wei et al., QDrop, ICLR
 2022. Choice: g counts the elements of the whole batch, as QDrop's authors do.
 """
 

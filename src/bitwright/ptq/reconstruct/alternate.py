@@ -5,7 +5,7 @@
 No half step raises the error. Which of several local optima is found depends on where it starts: the best of all
 starts counts.
 
-Source: C. Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018, section 3.2.
+Source: Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018, section 3.2.
 Choice: with a zero point z, which stays, q lies in `qmin - z .. qmax - z`.
 """
 

@@ -6,7 +6,7 @@ At the end the level of the largest V is taken. At first `V_k = -2 (k - r)^2`, r
 levels below and above it, so that the mixture is within a few hundredths of a step of the weight. Levels need not be
 equally spaced.
 
-Source: C. Wang et al., Leveraging Inter-Layer Dependency for Post-Training Quantization, NeurIPS 2022 (annealing
+Source: Wang et al., Leveraging Inter-Layer Dependency for Post-Training Quantization, NeurIPS 2022 (annealing
 softmax). Choices: four candidates, the first V, and a temperature that falls geometrically.
 """
 

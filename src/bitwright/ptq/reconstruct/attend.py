@@ -7,7 +7,7 @@ What moves `a` is the gradient that rounding passes straight through, times the 
 direction of the move beyond `a`: `Phi(a / spread)` on the way down, `1 - Phi(a / spread)` on the way up. So a weight
 is the harder to move the farther it is from where it was.
 
-Source: H. Diao et al., Attention Round for Post-Training Quantization, 2022. From the paper: every code can be
+Source: Diao et al., Attention Round for Post-Training Quantization, 2022. From the paper: every code can be
 reached, with a probability that falls with the distance as a Gaussian does. Choices: the Gaussian is drawn once, in
 steps of the grid, with a spread of 1/2, and the gradient's attention has this form.
 """

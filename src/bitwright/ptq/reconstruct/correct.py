@@ -11,7 +11,7 @@ Batch norm is folded here: the layer gives `y = k (u - mean_bn) + beta` with `k 
 batch norm read. So u is had back, `mean(u) - mu = (mean(y) - beta) / k` and `std(u) = std(y) / |k|`, and distances are
 those of the unfolded network. Channels with `|k|` near 0, which give a constant, say nothing of u and are left out.
 
-Source: J. Liu et al., PD-Quant, CVPR 2023, section 3.4. Choice: std is biased, `sqrt(var + 1e-6)`: the unbiased one is
+Source: Liu et al., PD-Quant, CVPR 2023, section 3.4. Choice: std is biased, `sqrt(var + 1e-6)`: the unbiased one is
 no number on maps of one position, where std is then a constant and only means count.
 """
 

@@ -6,7 +6,7 @@ S2 has a factor for each weight, s3 one for each output channel, s4 one for each
 begin at 1. s1 is the step itself and learned too. They act in the denominator only: codes stay on the grid of s1, and
 a weight may move by several codes. As `d(W / S) / dS = -W / S^2`, large weights move more than small ones.
 
-Source: J. H. Lee et al., FlexRound: Learnable Rounding based on Element-wise Division for Post-Training Quantization,
+Source: Lee et al., FlexRound: Learnable Rounding based on Element-wise Division for Post-Training Quantization,
 ICML 2023. Choices: factors are powers of e, so that they stay positive; the derivative at 1 is the same.
 """
 

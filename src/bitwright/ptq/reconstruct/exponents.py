@@ -8,7 +8,7 @@ h is AdaRound's rectified sigmoid, s' the step of least error without the bound 
 two that clips nothing of the calibrated range, so that the best one is it or its half. Zero points follow the step,
 `z = rnd(z' s' / s)`, so that the range stays where it was.
 
-Source: H. Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022.
+Source: Yao et al., RAPQ: Rescuing Accuracy for Power-of-Two Low-bit Post-training Quantization, IJCAI 2022.
 Choices: exponents of activations harden steadily, where the authors' are free numbers in the end; rounding variables
 start anew when the exponents of weights have settled; the regulariser of these is ten times that of weights, as in the
 authors' code.

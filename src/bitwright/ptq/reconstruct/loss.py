@@ -8,7 +8,7 @@
 
 The sum over channels, not a mean, sets the balance with the regulariser, which is a sum over weights.
 
-Source: Y. Li et al., BRECQ, ICLR 2021, section 3.2. Choices: in `fisher` g is scaled to a root mean square of 1 (only
+Source: Li et al., BRECQ, ICLR 2021, section 3.2. Choices: in `fisher` g is scaled to a root mean square of 1 (only
 ratios matter beside the regulariser) and the damping is 0, as in the paper; the authors' code has a damping of 1 on
 tiny g, which is the plain error.
 """

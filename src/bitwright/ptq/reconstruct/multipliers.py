@@ -8,7 +8,7 @@
 f is the loss of the unit. rho grows, so that the weight is on the grid at the end. All is counted in the steps s that
 the weight began with, so that rates and rho mean the same in every layer: rho is what it costs to be a step away.
 
-Source: C. Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018. Choices: f is
+Source: Leng et al., Extremely Low Bit Neural Network: Squeeze the Last Bit Out with ADMM, AAAI 2018. Choices: f is
 the reconstruction error of a layer, not the training loss; Adam in place of the extra-gradient step; rho grows
 geometrically, to a hundred times what it was.
 """

@@ -6,7 +6,7 @@
 The regulariser enters by its gradient, which is added where W~ hands the loss's gradient to V. Weights beyond the grid
 stay at its ends. Levels need not be equally spaced, so tables (log2, codebook ...) are rounded as integers are.
 
-Source: M. Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
+Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
 """
 
 from __future__ import annotations
