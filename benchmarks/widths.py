@@ -22,6 +22,10 @@ def main() -> None:
     made.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--rounds", type=int, default=10)
+    made.add_argument(
+        "--loads", type=int, default=1,
+        help="load each file so often: a session's place in memory alone can cost 30 % of a run of a few milliseconds",
+    )  # fmt: skip
     flags = made.parse_args()
     record = Record(flags.output)
     for name in flags.network:
@@ -37,14 +41,19 @@ def main() -> None:
                 sizes.append(bw.quantize(network, data, example=sample, set=WIDTHS[width]).save(file))
             float_bytes = sum(p.numel() for p in network.parameters()) * 4
             for batch in missing:
-                timings = benchmark(files, threads=flags.threads, batch=batch, rounds=flags.rounds)
-                for width, size, timing in zip(widths, sizes, timings, strict=True):
+                timings = benchmark(files * flags.loads, threads=flags.threads, batch=batch, rounds=flags.rounds)
+                ratios = np.array([timing.ratio for timing in timings]).reshape(flags.loads, len(files))
+                times = np.array([timing.median_ms for timing in timings]).reshape(flags.loads, len(files))
+                middle = np.median(ratios, axis=0) / np.median(ratios[:, 0])
+                for i, (width, size) in enumerate(zip(widths, sizes, strict=True)):
                     record.add({
                         "network": name, "width": width, "batch": batch, "threads": flags.threads,
-                        "to int8": timing.ratio, "ms": timing.median_ms, "bytes": size, "size": size / float_bytes,
+                        "loads": flags.loads, "to int8": float(middle[i]), "ms": float(np.median(times[:, i])),
+                        "spread of loads": float(times[:, i].max() / times[:, i].min()), "bytes": size,
+                        "size": size / float_bytes,
                     })  # fmt: skip
                     print(record.rows[-1], flush=True)
-    record.show(["network", "width", "batch", "threads", "to int8", "ms", "bytes", "size"])
+    record.show(["network", "width", "batch", "threads", "to int8", "spread of loads", "ms", "bytes", "size"])
 
 
 if __name__ == "__main__":
