@@ -44,8 +44,8 @@ def test_recipes_that_need_images_say_so_in_one_line(inside: Path, cli: Any, flo
     ran = cli("quantize", float_file)
     assert ran.code == 2 and ran.err.count("\n") == 1
     assert ran.err.startswith("bitwright: --data: is missing; expected images to set the ranges from: a folder")
-    assert "recipe int8 needs some (Calibrate); --recipe datafree needs none" in ran.err
-    with pytest.raises(InputError, match=r"--data: is missing; .* recipe int8 needs some \(Calibrate\)"):
+    assert "recipe fast needs some (Calibrate, Gptq); --recipe datafree needs none" in ran.err
+    with pytest.raises(InputError, match=r"--data: is missing; .* recipe fast needs some \(Calibrate, Gptq\)"):
         bw.quantize(float_file, None)
     with pytest.raises(InputError, match=r"recipe datafree needs some \(CorrectBias\)"):
         bw.quantize(float_file, None, recipe="datafree", steps=["correct_bias.method=empirical"])

@@ -105,7 +105,7 @@ def test_version(cli: Any) -> None:
     ("arguments", "told"),
     [
         (["quantise"], "bitwright: there is no command 'quantise'; did you mean 'quantize'?"),
-        (["zzz"], "bitwright: there is no command 'zzz'; choose from benchmark, demo,"),
+        (["zzz"], "bitwright: there is no command 'zzz'; choose from auto, benchmark,"),
         (["plan", "shw"], "bitwright: there is no command 'plan shw'; did you mean 'show'?"),
         (["verify", "x.onnx", "--dat", "d"], r"bitwright: No such option.*--dat.*--data"),
         (["verify"], "bitwright: Missing argument 'MODEL'"),

@@ -67,7 +67,7 @@ def test_a_float_network_shows_what_quantize_would_do(
 def test_its_table_names_every_region(cli: Any, int8_file: Path) -> None:
     text = cli("plan", "show", int8_file).out
     plan = bw.load(int8_file).plan
-    assert f"target  {plan.target}" in text
+    assert f"target     {plan.target}" in text
     assert all(any(line.startswith(f"{region} ") for line in text.splitlines()) for region in plan.regions)
 
 

@@ -75,7 +75,7 @@ def test_settings_of_steps(cli: Any, float_file: Path, assets: Path, tmp_path: P
         (["--output", "digits.onnx"], "digits.onnx: is the float network itself; expected another file"),
         (["--target", "onnxruntime-x46"], "target 'onnxruntime-x46': there is no target of this name; did you mean"),
         (["--recipe", "int9"], "recipe 'int9': there is no recipe of this name; did you mean 'int8'"),
-        (["--step", "calibrate.activation=mse"], "there is no setting 'activation'; did you mean 'activations'?"),
+        (["--step", "calibrate.activation=mse"], "there is no setting 'activation'; did you mean 'activations' or"),
         (["--step", "adaround.steps=5"], "recipe fast: has no step 'adaround'"),
         (["--set", "W=99"], "--set 'W=99': 99 bits; expected 1 to 16 bits"),
         (["--set", "nowhere.*:W=8"], "--set 'nowhere.*': matches no region and no site"),
