@@ -45,7 +45,8 @@ def learn(work: Work, chunk: int) -> Learned:
     """
     method = work.method
     loss_of = lookup(LOSSES, method.loss, "loss").load()(work)
-    optimiser, schedule = _optimiser(work, method)
+    optimiser = _optimiser(work, method)
+    falling = [(group, group["lr"]) for group in optimiser.param_groups if group["falls"]]
     count, chunks = len(work.target), 1 if method.loss == "moments" else max(1, method.batch // chunk)
     losses: list[float] = []
     done = 0
@@ -69,8 +70,9 @@ def learn(work: Work, chunk: int) -> Learned:
         if not math.isfinite(total):
             return Learned(iterations=i, first=_mean(losses[:LOOK]), last=total, undecided=1.0, diverged=True)
         losses.append(total)
+        for group, rate in falling:
+            group["lr"] = rate * (1 + math.cos(math.pi * i / method.iterations)) / 2
         optimiser.step()
-        schedule.step()
         done = i + 1
         if done % LOOK == 0 and method.beta_at(i) is not None and not work.steps_move and not work.biases:
             if all(rounding.settled() for rounding in work.weights.values()):
@@ -83,7 +85,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _optimiser(work: Work, method: Method) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimiser(work: Work, method: Method) -> torch.optim.Optimizer:
     """Adam with a rate for each kind of parameter; that of activation steps falls along a cosine, others may too."""
     rates = {"weight": method.rate, "weight step": method.weight_step_rate, "weight zero": method.weight_step_rate,
              "step": method.step_rate, "bias": method.bias_rate}  # fmt: skip
@@ -97,14 +99,9 @@ def _optimiser(work: Work, method: Method) -> tuple[torch.optim.Optimizer, torch
             groups.setdefault(("step", _rate(rates["step"], "step", step.encoding, method)), []).append(step.step)
     for bias in work.biases.values():
         groups.setdefault(("bias", rates["bias"]), []).append(bias.shift)
-    optimiser = torch.optim.Adam([{"params": p, "lr": rate} for (_, rate), p in groups.items()], fused=True)
-
-    def cosine(i: int) -> float:
-        return (1 + math.cos(math.pi * i / method.iterations)) / 2
-
     fall = {"step", *(kind for kind in rates if method.falling and kind.startswith("weight"))}
-    falling = [cosine if kind in fall else (lambda i: 1.0) for kind, _ in groups]
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, falling)
+    made = [{"params": p, "lr": rate, "falls": kind in fall} for (kind, rate), p in groups.items()]
+    return torch.optim.Adam(made, fused=True)
 
 
 def _rate(rate: float, kind: str, encoding: Encoding, method: Method) -> float:

@@ -96,9 +96,9 @@ class _Quadratic(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, moments: Tensor, aim: Tensor) -> Tensor:
-        product = torch.bmm(weight, moments)
-        ctx.save_for_backward(product - aim)
-        return (weight * (product - 2 * aim)).sum()
+        half = torch.baddbmm(aim, weight, moments, beta=-1)
+        ctx.save_for_backward(half)
+        return torch.dot(weight.reshape(-1), torch.sub(half, aim).view(-1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -155,4 +155,5 @@ class _SoftWeight(torch.autograd.Function):
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.detach().view(-1).split(PIECE)
+    flat = tensor.detach().view(-1)
+    return (flat,) if len(flat) <= PIECE else flat.split(PIECE)
