@@ -24,10 +24,14 @@ from bitwright.ptq.qdrop import QDrop
 from bitwright.ptq.reconstruct import engine
 from bitwright.ptq.reconstruct.activations import LearnedStep
 from bitwright.ptq.reconstruct.learn import learn
+from bitwright.ptq.reconstruct.loss import output_error as output_error_of
 from bitwright.ptq.reconstruct.loss import prediction_difference
 from bitwright.ptq.reconstruct.method import Method
+from bitwright.ptq.reconstruct.moments_error import moments_error
 from bitwright.ptq.reconstruct.rows import Budget, Rows
+from bitwright.ptq.reconstruct.rows_error import rows_error
 from bitwright.ptq.reconstruct.soft import SoftRounding
+from bitwright.ptq.second_moments import layer_of
 from bitwright.ptq.tune_biases import TuneBiases
 from bitwright.verbs.preparing import data_for
 from bitwright.verbs.terminal import Terminal
@@ -226,6 +230,42 @@ def test_leaving_nothing_out_is_joint_and_leaving_all_out_learns_weights_alone(
         assert encoding.codes is None or torch.equal(encoding.codes, kept.encodings[site].codes)  # type: ignore
     nothing = QDrop(keep=0.0, **few)(calibrated, batches)
     assert all(torch.equal(e.scale, calibrated.encodings[s].scale) for s, e in nothing.encodings.items())
+
+
+@pytest.mark.parametrize("strides, pads", [(1, 1), (2, 0)])
+def test_the_error_of_rows_is_that_of_the_output(strides: int, pads: int) -> None:
+    torch.manual_seed(3)
+    layer = nn.Sequential(nn.Conv2d(3, 5, 3, stride=strides, padding=pads), nn.ReLU6())
+    x = torch.randn(6, 3, 7, 6) * 3
+    state = bw.quantize(layer, {"input": x.numpy()}, example=x[:2], set=["W=3"], ends=0, recipe="int8").state
+    data = data_for(state.model, {"input": x.numpy()}, Terminal())
+    walk = engine._Walk(state, data, Method(name="adaround", batch=4))
+    walk._enter(None)
+    walk._pass_float(walk.units[0])
+    work = walk._work(0)
+    (region,) = work.unit.regions
+    found = []
+    for loss in (output_error_of(work), rows_error(work, layer_of(region))):
+        (rounding,) = work.weights.values()
+        error = loss(torch.tensor([4, 0, 5]))
+        (gradient,) = torch.autograd.grad(error, list(rounding.groups().values()))
+        found.append((error.detach(), gradient))
+    assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5, abs=1e-9)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_error_of_moments_is_that_of_the_output_over_all_images(calibrated: State, batches: Batches) -> None:
+    """Of the last layer, which no activation follows."""
+    walk = engine._Walk(calibrated, batches, Method(name="adaround", batch=16))
+    walk._enter(None)
+    for unit in walk.units:
+        walk._pass_float(unit)
+        walk._pass_quantized(unit)
+    work = walk._work(len(walk.units) - 1)
+    every = torch.arange(len(work.target))
+    with torch.no_grad():
+        by_images, by_moments = float(output_error_of(work)(every)), float(moments_error(work)(every))
+    assert by_moments == pytest.approx(by_images, rel=1e-3, abs=1e-5)
 
 
 def test_reconstruction_needs_the_float_biases(calibrated: State) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from bitwright.errors import UnsupportedError
 from bitwright.ptq.reconstruct.loss import output_error
+from bitwright.ptq.reconstruct.rows_error import ALL, rows_error
 from bitwright.ptq.reconstruct.work import Work
 from bitwright.ptq.second_moments import Layer, Moments, layer_of
 
-#: All rows of an image.
-ALL = 1 << 62
+#: Positions of a map up to which a product of rows is faster than a convolution.
+SMALL_MAP = 16
 
 
 def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
@@ -32,10 +33,10 @@ def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
         UnsupportedError: a unit of several layers, activations that are quantized meanwhile, or too wide a layer.
     """
     layers = [r for r in work.unit.regions if r.weight is not None]
-    if len(layers) != 1 or work.steps or work.biases:
+    if len(layers) != 1 or work.steps or work.biases or work.method.inputs != "quantized":
         raise UnsupportedError(
             f"{work.method.name}.loss", "is moments, which knows the weight of one layer alone",
-            "units of one layer, activations and biases in float", "take loss=output",
+            "units of one layer, quantized inputs, activations and biases in float", "take loss=output",
         )  # fmt: skip
     layer = layer_of(layers[0])
     if len(layer.parts) > 1:
@@ -58,37 +59,38 @@ def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
 
 
 def cheapest_error(work: Work) -> Callable[[Tensor], Tensor]:
-    """`moments_error` where a product with H is less work than a step's images, `D < 2 rows`; else `output_error`."""
+    """`moments_error` where a product with H is less work than a step's images, `D < 2 rows`; else `output_error`.
+
+    The latter as a product of rows, where a convolution's map is small (`rows_error`).
+    """
     layers = [r for r in work.unit.regions if r.weight is not None]
-    if len(layers) == 1:
-        layer, shape = layer_of(layers[0]), work.target.shape
-        rows = work.method.batch * (math.prod(shape[1:]) if layer.op.op_type == "Conv" else math.prod(shape[:-1]))
-        if len(layer.parts) == 1 and layer.columns < 2 * rows:
-            return moments_error(work)
-    return output_error(work)
+    if len(layers) != 1 or work.steps or work.biases or work.method.inputs != "quantized":
+        return output_error(work)
+    layer, shape = layer_of(layers[0]), work.target.shape
+    is_conv = layer.op.op_type == "Conv"
+    positions = math.prod(shape[1:]) if is_conv else math.prod(shape[:-1])
+    if len(layer.parts) == 1 and layer.columns < 2 * positions * work.method.batch:
+        return moments_error(work)
+    alone = len(work.unit.regions) == 1 and layer.groups == 1
+    return rows_error(work, layer) if is_conv and alone and positions <= SMALL_MAP else output_error(work)
 
 
 @torch.no_grad()
 def _moments(work: Work, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """`H`, `C` and `G`, `[groups, d, d]` each; all the same where the layer reads the float network's values."""
+    """`H`, `C` and `G`, `[groups, d, d]` each."""
     quantized, crossed, plain = (Moments(layer=layer) for _ in range(3))
     generator = torch.Generator()
-    same = work.method.inputs == "float" or work.quantized[layer.site] is work.floats[layer.site]
     for index in torch.arange(len(work.target)).split(work.method.batch):
         x = work.floats[layer.site][index]
         for rows in layer.rows(x, ALL, generator):
             plain.add(rows)
-        if same:
-            continue
-        read = work.quantized[layer.site][index]
-        pairs = zip(layer.rows(x, ALL, generator), layer.rows(read, ALL, generator), strict=True)
+        pairs = zip(
+            layer.rows(x, ALL, generator), layer.rows(work.read(layer.site, index), ALL, generator), strict=True
+        )
         for rows, others in pairs:
             quantized.add(others)
             crossed.add(rows, others)
-    (power,) = plain.mean()
-    if same:
-        return power, power, power
-    return quantized.mean()[0], crossed.mean(symmetric=False)[0], power
+    return quantized.mean()[0], crossed.mean(symmetric=False)[0], plain.mean()[0]
 
 
 class _Quadratic(torch.autograd.Function):

@@ -76,6 +76,14 @@ class Work:
             found.append(x)
         return found
 
+    def read(self, site: str, index: Tensor) -> Tensor:
+        """A value of the network quantized so far, as the unit's layers see it: on its grid, if it has one."""
+        plan, rows = self.state.plan, self.quantized[site]
+        assert plan is not None
+        if plan.qspec(site) is None or rows.encoding is not None:  # codes say all
+            return rows[index]
+        return self.state.encoding(site).fake_quantize(rows[index])
+
     def output(self, index: Tensor, source: Inputs | None = None) -> Tensor:
         """What the unit gives now, with gradients."""
         y: Tensor = self.program.module(*self.inputs(index, source))[0]
