@@ -86,8 +86,8 @@ def main() -> None:
                 continue
             start = time.perf_counter()
             quantized = bw.quantize(
-                model, calibration, example=sample, target=target, set=WIDTHS[width], limit=flags.calibration,
-                batch=batches[-1] if batches == (1,) else 32,
+                model, calibration, recipe="int8", example=sample, target=target, set=WIDTHS[width],
+                limit=flags.calibration, batch=batches[-1] if batches == (1,) else 32,
             )  # fmt: skip
             seconds = time.perf_counter() - start
             # Runtimes other than ONNX Runtime have no precise kernels.
