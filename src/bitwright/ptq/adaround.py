@@ -45,15 +45,14 @@ class AdaRound(Reconstruction):
         Raises:
             InputError: `loss` is none of these.
         """
-        losses = {"output": "error", "moments": "moments", "cheapest": "cheapest"}
-        if self.loss not in losses:
+        if self.loss not in ("output", "moments", "cheapest"):
             raise InputError("adaround.loss", f"is {self.loss!r}", "output, moments or cheapest")
         method = self.method(
             "adaround",
             unit="layer",
             inputs="quantized",
             rounding="soft",
-            loss=losses[self.loss],
+            loss="error" if self.loss == "output" else self.loss,
             weight_rate=self.rate,
             strength=self.strength,
             warmup=self.warmup,

@@ -135,6 +135,17 @@ def make_steps(
     return steps
 
 
+def steps_having(recipes: Sequence[Recipe], setting: str) -> list[str]:
+    """Steps of the recipes that have a setting of this name, each once.
+
+    Example:
+        >>> steps_having([load_recipe("int8"), load_recipe("whitepaper")], "memory")
+        ['adaround']
+    """
+    steps = dict.fromkeys(name for recipe in recipes for name, _ in recipe.steps)
+    return [name for name in steps if setting in lookup(STEPS, name, "step").load().__dataclass_fields__]
+
+
 def shared_settings(recipe: Recipe, shared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings of every step of a recipe that has a field of a shared setting's name.
 
@@ -152,8 +163,7 @@ def shared_settings(recipe: Recipe, shared: Mapping[str, Any]) -> dict[str, dict
     """
     found: dict[str, dict[str, Any]] = {}
     for key, value in shared.items():
-        fields = {name: lookup(STEPS, name, "step").load().__dataclass_fields__ for name, _ in recipe.steps}
-        having = [name for name, known in fields.items() if key in known]
+        having = steps_having([recipe], key)
         if not having and key != "seed":
             raise InputError(
                 f"--{'resume' if key == 'work' else key}", f"is of no use: no step of recipe {recipe.name} has it",

@@ -25,11 +25,10 @@ from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.execute.observe import float_session, run_session
 from bitwright.pipeline import Step
-from bitwright.ptq import STEPS
 from bitwright.ptq.diagnosis.scan import scan
 from bitwright.ptq.reconstruct.method import bytes_of
 from bitwright.recipes.ladder import LADDER, Rung
-from bitwright.recipes.recipe import Recipe, load_recipe, parse_settings
+from bitwright.recipes.recipe import Recipe, load_recipe, parse_settings, steps_having
 from bitwright.targets import TARGETS
 from bitwright.verbs.attempts import Attempt, Folder, run_of
 from bitwright.verbs.auto_text import told
@@ -129,7 +128,7 @@ class Auto(ShapeFlag, DataFlags):
         settings = parse_settings(self.step)
         check_settings(settings, recipes)
         if self.memory:
-            for step in limited(recipes):
+            for step in steps_having(recipes, "memory"):
                 settings[step] = {"memory": self.memory, **settings.get(step, {})}
         self._check_paths(output)
         placing = placing_of(self.target, self.set, self.ends, self.plan or None, terminal)
@@ -178,17 +177,6 @@ class Auto(ShapeFlag, DataFlags):
             return
         with tempfile.TemporaryDirectory() as path:
             yield Folder(Path(path) / "attempts", run)
-
-
-def limited(recipes: Sequence[Recipe]) -> list[str]:
-    """Steps of the recipes whose memory can be limited.
-
-    Example:
-        >>> limited([load_recipe("int8"), load_recipe("whitepaper")])
-        ['adaround']
-    """
-    steps = dict.fromkeys(name for recipe in recipes for name, _ in recipe.steps)
-    return [name for name in steps if "memory" in STEPS[name].load().__dataclass_fields__]
 
 
 def check_enough(images: int, goal: float, confidence: float, where: str) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.plan.encoding import Encoding
+from bitwright.ptq.reconstruct.weights import AlwaysRounded
 
 SPREAD = 0.5
 
@@ -40,7 +41,7 @@ def reach(a: Tensor, gradient: Tensor, spread: float) -> Tensor:
     return (1 + torch.erf(a * torch.sign(gradient) / (spread * math.sqrt(2)))) / 2
 
 
-class AttentionRounding(nn.Module):
+class AttentionRounding(AlwaysRounded):
     """A weight that is shifted, in steps of its grid, before it is rounded.
 
     Args:
@@ -83,14 +84,6 @@ class AttentionRounding(nn.Module):
     def groups(self) -> Mapping[str, nn.Parameter]:
         """The shifts."""
         return {"weight": self.shift}
-
-    def settled(self) -> bool:
-        """Never: a weight may pass into another code at any time."""
-        return False
-
-    def undecided(self) -> float:
-        """None: what is computed with is rounded."""
-        return 0.0
 
     @torch.no_grad()
     def rounded(self) -> Encoding:

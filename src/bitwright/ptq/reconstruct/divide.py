@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from bitwright.formats.affine import SMALLEST_SCALE, fake_quantize
 from bitwright.plan.encoding import Encoding
-from bitwright.ptq.reconstruct.weights import refuse_fixed_steps
+from bitwright.ptq.reconstruct.weights import AlwaysRounded, refuse_fixed_steps
 
 
-class DividedRounding(nn.Module):
+class DividedRounding(AlwaysRounded):
     """A weight over its factors, rounded with straight-through gradients.
 
     Args:
@@ -67,14 +67,6 @@ class DividedRounding(nn.Module):
         """All factors at the rate of weights, and the step."""
         along = {f"weight:{i}": part for i, part in enumerate(self.along)}
         return {"weight": self.factor, "weight step": self.step, **along}
-
-    def settled(self) -> bool:
-        """Never: a weight may pass into another code at any time."""
-        return False
-
-    def undecided(self) -> float:
-        """None: what is computed with is rounded."""
-        return 0.0
 
     @torch.no_grad()
     def rounded(self) -> Encoding:

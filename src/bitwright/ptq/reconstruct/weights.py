@@ -87,7 +87,19 @@ class Nearest(nn.Module):
         return self.encoding
 
 
-class StraightThrough(nn.Module):
+class AlwaysRounded(nn.Module):
+    """A rounding that computes with codes from the first iteration on, and lets them change up to the last."""
+
+    def settled(self) -> bool:
+        """Never: a weight may pass into another code at any time."""
+        return False
+
+    def undecided(self) -> float:
+        """None: what is computed with is rounded."""
+        return 0.0
+
+
+class StraightThrough(AlwaysRounded):
     """A continuous weight, its step and zero point, rounded with straight-through gradients (AdaQuant).
 
         W~ = fake_quantize(W + V; step, rnd(zero point))
@@ -118,14 +130,6 @@ class StraightThrough(nn.Module):
         """Weight, step and zero point."""
         zero = {"weight zero": self.zero} if self.zero.requires_grad else {}
         return {"weight": self.weight, "weight step": self.step, **zero}
-
-    def settled(self) -> bool:
-        """Never: a weight may pass into another code at any time."""
-        return False
-
-    def undecided(self) -> float:
-        """None: what is computed with is rounded."""
-        return 0.0
 
     @torch.no_grad()
     def rounded(self) -> Encoding:
