@@ -26,22 +26,35 @@ NETWORKS = {
     "resnet18": ("resnet18_tiny_imagenet.onnx", "tiny-imagenet"),
 }
 WIDTHS = {"W8A8": "A=8", "W4A8": "W=4,A=8", "W4A4": "W=4,A=4", "W2A4": "W=2,A=4"}
-#: What stands before placing, and what after calibration; `{}` is filled with iterations and seed.
+#: What stands before placing, and what after calibration.
 METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nearest": ((), ()),
     "correct_bias": ((), ("correct_bias",)),
     "equalize, correct_bias": (("equalize", "absorb_bias"), ("correct_bias",)),
+    "easyquant": ((), ("easyquant",)),
     "gptq": ((), ("gptq",)),
     "adaround": ((), ("adaround",)),
     "adaquant": ((), ("adaquant",)),
+    "admm": ((), ("admm",)),
     "brecq": ((), ("brecq",)),
     "qdrop": ((), ("qdrop",)),
     "pd_quant": ((), ("pd_quant",)),
     "flexround": ((), ("flexround",)),
+    "attention_round": ((), ("attention_round",)),
+    "aquant": ((), ("aquant",)),
+    "nwq": ((), ("nwq",)),
+    "rapq": ((), ("rapq",)),
 }
-#: Iterations of the papers.
-PAPER = {"adaround": 10_000, "brecq": 20_000, "qdrop": 20_000, "pd_quant": 20_000, "flexround": 20_000}
+#: Iterations of the papers, or of their authors' scripts.
+PAPER = {
+    "adaround": 10_000, "admm": 10_000, "brecq": 20_000, "qdrop": 20_000, "pd_quant": 20_000, "flexround": 5_000,
+    "attention_round": 20_000, "aquant": 20_000, "nwq": 20_000, "rapq": 20_000,
+}  # fmt: skip
 LEARNED = tuple(PAPER)
+#: Methods with iterations of their own for the steps of activations, after those of the weights.
+STEPS_AFTER = ("brecq", "rapq")
+#: Methods of power-of-two scales.
+POWERS = ("rapq",)
 COLUMNS = ["network", "method", "width", "placement", "seed", "iterations", "served", "drop", "low", "high", "seconds",
            "peak MB"]  # fmt: skip
 
@@ -53,15 +66,24 @@ def recipe(method: str, width: str, iterations: int, seed: int) -> dict[str, Any
 
     def settings(step: str) -> dict[str, Any]:
         if step in LEARNED:
-            return {"iterations": iterations, "seed": seed}
-        return {"most_bits": 8} if step == "gptq" else {"seed": seed} if step == "adaquant" else {}
+            after = {"step_iterations": iterations // 4} if step in STEPS_AFTER else {}
+            return {"iterations": iterations, "seed": seed, **after}
+        return {"most_bits": 8} if step == "gptq" else {"seed": seed} if step in ("adaquant", "easyquant") else {}
 
     steps: list[Any] = ["fold_batchnorm", *before, "place", {"calibrate": ranges}]
     return {"help": method, "steps": [*steps, *({step: settings(step)} for step in after)]}
 
 
+def widths(method: str, width: str) -> str:
+    """`W=4,A=8`, as the method's own formats."""
+    found = WIDTHS[width]
+    return found.replace("=", "=pow2-") if method in POWERS else found
+
+
 def cell(flags: Any) -> dict[str, Any]:
     """Quantize and evaluate; runs in a process of its own."""
+    import torch
+
     import bitwright as bw
     from bitwright.deploy.evaluate import evaluate
     from bitwright.deploy.simulate import runtime_of, subject
@@ -77,8 +99,8 @@ def cell(flags: Any) -> dict[str, Any]:
         path.write_text(yaml.safe_dump(made))
         start = time.perf_counter()
         quantized = bw.quantize(
-            str(model), str(data / "calib"), recipe=str(path), set=[WIDTHS[flags.width[0]]], seed=flags.seed[0],
-            placement=flags.placement[0],
+            str(model), str(data / "calib"), recipe=str(path), set=[widths(flags.method[0], flags.width[0])],
+            seed=flags.seed[0], placement=flags.placement[0],
         )  # fmt: skip
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -89,7 +111,7 @@ def cell(flags: Any) -> dict[str, Any]:
         row = {"served": found.drop.accuracy, "float": found.drop.reference, "drop": found.drop.drop,
                "low": found.drop.low, "high": found.drop.high, "images": found.drop.images,
                "simulated": found.simulated, "seconds": seconds, "peak MB": peak, "sqnr": found.sqnr_db,
-               "target": quantized.plan.target}  # fmt: skip
+               "target": quantized.plan.target, "threads": torch.get_num_threads()}  # fmt: skip
         if not found.simulated:
             proof = quantized.verify(str(data / "dev"), limit=64)
             row |= {"codes": proof.codes, "mismatches": proof.mismatches, "proven": proof.proven}
@@ -119,6 +141,7 @@ def main() -> None:
         {"network": n, "method": m, "width": w, "placement": p, "seed": s,
          "iterations": (flags.iterations or PAPER[m]) if m in LEARNED else 0}
         for s in flags.seed for n in flags.network for m in flags.method for w in flags.width for p in flags.placement
+        if not (m in POWERS and w == "W8A8")  # 8 bits are the target's own choice of format here
     ]  # fmt: skip
     for key in cells if not flags.page else ():
         if record.known(**key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from pathlib import Path
@@ -24,6 +25,14 @@ def _same_random_numbers() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's `GENERATOR` starts anew for every test: no draw depends on which tests ran before it."""
+    found = getattr(request.module, "GENERATOR", None)
+    if found is not None:
+        monkeypatch.setattr(request.module, "GENERATOR", copy.deepcopy(found))
 
 
 @pytest.fixture(scope="session")

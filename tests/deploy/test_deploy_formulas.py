@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from bitwright import quantize
 from bitwright.deploy.runtimes.onnxruntime import products_saturate
 
-RNG = np.random.default_rng(7)
+GENERATOR = np.random.default_rng(7)
 
 
 def constant(name: str, *shape: int) -> onnx.TensorProto:
-    return numpy_helper.from_array((RNG.standard_normal(shape) * 0.3).astype(np.float32), name)
+    return numpy_helper.from_array((GENERATOR.standard_normal(shape) * 0.3).astype(np.float32), name)
 
 
 def ints(name: str, values: list[int]) -> onnx.TensorProto:
@@ -148,7 +148,7 @@ def test_formula_equals_the_kernel(name: str, settings: tuple[str, ...]) -> None
     data = {}
     for i, value in enumerate(model.graph.inputs):
         shape = [d for d in value.shape or () if isinstance(d, int)]
-        data[value.name or ""] = (RNG.standard_normal((16, *shape)) * (i + 1) * 1.7 + 0.3 * i).astype(np.float32)
+        data[value.name or ""] = (GENERATOR.standard_normal((16, *shape)) * (i + 1) * 1.7 + 0.3 * i).astype(np.float32)
     served = {name: array * 1.2 for name, array in data.items()}
     for target in ("onnxruntime-x64-avx2", "onnxruntime-x64"):
         quantized = quantize(model, data, target=target, set=settings, ends=0)
@@ -195,7 +195,7 @@ def test_the_runtime_leaves_float_what_the_plan_leaves_float(op: str) -> None:
         constants = [constant("w", 37, 37), constant("v", 37, 37), constant("inner.w", 37, 37)]
         first, last = (helper.make_node("Gemm", [a, b], [c]) for a, b, c in (("x", "w", "h"), ("m", "v", "y")))
     model = network([first, helper.make_node(op, middle, ["m"], name="inner", **attributes), last], constants, shape)
-    data = {"x": RNG.standard_normal((16, *shape)).astype(np.float32)}
+    data = {"x": GENERATOR.standard_normal((16, *shape)).astype(np.float32)}
     quantized = quantize(model, data, target="onnxruntime-x64-avx2", set=["inner:float"], ends=0)
     assert quantized.plan.qspec("h") is not None
     found = quantized.verify(data)
@@ -216,7 +216,7 @@ def test_two_equal_ops_are_watched_although_the_runtime_merges_them() -> None:
         helper.make_node("Add", ["c", "d"], ["y"]),
     ]
     model = network(nodes, [constant("w", 5, 6, 3, 3), constant("w.b", 5)])
-    data = {"x": RNG.standard_normal((4, 6, 11, 13)).astype(np.float32)}
+    data = {"x": GENERATOR.standard_normal((4, 6, 11, 13)).astype(np.float32)}
     found = quantize(model, data, target="onnxruntime-x64-avx2", ends=0).verify(data)
     assert found.proven
     assert found.tensors == 6

@@ -15,7 +15,7 @@ from bitwright import quantize
 from bitwright.deploy.runtimes.onnxruntime import products_saturate
 from bitwright.verbs.quantized import Quantized, load
 
-RNG = np.random.default_rng(11)
+GENERATOR = np.random.default_rng(11)
 Nodes = list[tuple[Any, ...]]
 #: Two convolutions of the input ([N, 6, 11, 13] -> [N, 5, 11, 13]) whose values are what the others read.
 FIRST: Nodes = [("Conv", "x w", "a"), ("Conv", "x v", "b")]
@@ -23,7 +23,7 @@ LAST: tuple[Any, ...] = ("Conv", "m u", "y")
 
 
 def numbers(*shape: int) -> np.ndarray:
-    return (RNG.standard_normal(shape) * 0.4).astype(np.float32)
+    return (GENERATOR.standard_normal(shape) * 0.4).astype(np.float32)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def prove(model: ir.Model, settings: tuple[str, ...] = ()) -> Quantized:
     dims = list(model.graph.inputs[0].shape or ())
     batch, shape = dims[0], [d for d in dims[1:] if isinstance(d, int)]
     # Values far apart in scale, so that both saturation and rounding happen.
-    data = {"x": (RNG.standard_normal((16, *shape)) * 1.7 + 0.3).astype(np.float32)}
+    data = {"x": (GENERATOR.standard_normal((16, *shape)) * 1.7 + 0.3).astype(np.float32)}
     served = {"x": data["x"] * 1.2}
     for target in ("onnxruntime-x64-avx2", "onnxruntime-x64"):
         quantized = quantize(model, data, target=target, set=settings, ends=0)

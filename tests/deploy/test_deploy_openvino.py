@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,10 @@ TARGET = "openvino-cpu-avx2"
 #: Small networks of `models`; the others are like these, and take long to export.
 SMALL = ("inverted_residual", "shuffle")
 OTHERS = ("residual", "inception", "dense", "squeeze_excite", "unet", "conv_transpose")
-RNG = np.random.default_rng(1)
+GENERATOR = np.random.default_rng(1)
 SHAPE = (6, 9, 11)
 
 Model = Callable[[], ir.Model]
-
-
-@pytest.fixture(autouse=True)
-def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that do not depend on which tests ran before."""
-    monkeypatch.setattr(sys.modules[__name__], "RNG", np.random.default_rng(1))
 
 
 def proof(state: State, data: dict[str, np.ndarray], folder: Path, **settings: Any) -> Verification:
@@ -134,7 +127,7 @@ def test_weights_of_every_width_run_as_int8(setting: str, tmp_path: Path) -> Non
 
 
 def constant(name: str, *shape: int) -> onnx.TensorProto:
-    return numpy_helper.from_array((RNG.standard_normal(shape) * 0.3).astype(np.float32), name)
+    return numpy_helper.from_array((GENERATOR.standard_normal(shape) * 0.3).astype(np.float32), name)
 
 
 def network(

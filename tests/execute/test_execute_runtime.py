@@ -15,7 +15,7 @@ from onnx import helper
 
 from bitwright.execute import OPS
 
-RNG = np.random.default_rng(7)
+GENERATOR = np.random.default_rng(7)
 
 
 def served(op: str, inputs: Sequence[np.ndarray | None], outputs: int = 1, **attributes: Any) -> list[np.ndarray]:
@@ -55,7 +55,7 @@ def compare(op: str, inputs: Sequence[np.ndarray | None], outputs: int = 1, **at
 
 
 def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+    return GENERATOR.standard_normal(shape).astype(np.float32)
 
 
 SPATIAL = {1: (17,), 2: (11, 13), 3: (5, 7, 11)}
@@ -150,7 +150,7 @@ def test_ceil_mode_keeps_and_drops_the_last_window_as_the_runtime_does(
 
 
 def test_max_pool_of_codes() -> None:
-    x = RNG.integers(0, 256, (2, 3, 7, 5)).astype(np.uint8)
+    x = GENERATOR.integers(0, 256, (2, 3, 7, 5)).astype(np.uint8)
     compare("MaxPool", [x], kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 0, 1])
     compare("MaxPool", [(x.astype(np.int16) - 128).astype(np.int8)], kernel_shape=[3, 3], pads=[2, 1, 0, 1])
 

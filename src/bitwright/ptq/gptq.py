@@ -240,7 +240,7 @@ class Gptq:
     def round(
         self, state: State, layer: Layer, moments: list[Tensor], crossed: list[Tensor] | None = None
     ) -> tuple[Tensor, tuple[float, float]]:
-        """Codes of a weight, and the error of its layer when rounded to nearest, and now.
+        """Codes of a weight, and the error of its layer with the codes that it had, and now.
 
         Args:
             state: with the weight and its encoding.
@@ -250,13 +250,13 @@ class Gptq:
         """
         tensor, encoding = state.tensor(layer.weight).float(), state.encoding(layer.weight)
         weight, rounding = layer.matrix(tensor), rounding_of(encoding, layer.groups)
-        codes = encoding.quantize(tensor)
-        nearest = layer.matrix(codes), layer.matrix(encoding.dequantize(codes))
+        codes = encoding.codes_of(tensor)
+        had = layer.matrix(codes), layer.matrix(encoding.dequantize(codes))
         parts, before, after = [], 0.0, 0.0
         for i, columns in enumerate(layer.parts):
             codes, errors = self._part(
                 weight[..., columns], moments[i], None if crossed is None else crossed[i], rounding,
-                (nearest[0][..., columns], nearest[1][..., columns]), f"weight {layer.weight!r}",
+                (had[0][..., columns], had[1][..., columns]), f"weight {layer.weight!r}",
             )  # fmt: skip
             parts.append(codes)
             before, after = before + errors[0], after + errors[1]
@@ -264,7 +264,7 @@ class Gptq:
 
     def _part(
         self, weight: Tensor, moments: Tensor, crossed: Tensor | None, rounding: Rounding,
-        nearest: tuple[Tensor, Tensor], where: str,
+        had: tuple[Tensor, Tensor], where: str,
     ) -> tuple[Tensor, tuple[float, float]]:  # fmt: skip
         stable = damped(moments, self.damping)
         aim = weight if crossed is None else shifted(weight, moments, crossed, stable)
@@ -277,9 +277,9 @@ class Gptq:
         if order is not None:
             back = order.argsort(dim=-1)[:, None]
             aim, codes, values = (t.take_along_dim(back, 2) for t in (aim, codes, values))
-        before, after = row_errors(nearest[1] - aim, moments), row_errors(values - aim, moments)
+        before, after = row_errors(had[1] - aim, moments), row_errors(values - aim, moments)
         better = after < before
-        chosen = torch.where(better[..., None], codes, nearest[0])
+        chosen = torch.where(better[..., None], codes, had[0])
         return chosen, (float(before.sum()), float(torch.where(better, after, before).sum()))
 
     def _float(

@@ -28,7 +28,7 @@ from bitwright.pipeline import Event, Progress, State
 from bitwright.plan.encoding import Encoding
 from bitwright.ptq.calibrate import fit_biases
 from bitwright.ptq.programs import float_program, simulated_program
-from bitwright.ptq.reconstruct import ROUNDINGS
+from bitwright.ptq.reconstruct import ROUNDINGS, heap
 from bitwright.ptq.reconstruct.activations import BorderedBias, Coin, LearnedStep, ShiftedBias
 from bitwright.ptq.reconstruct.correct import corrected
 from bitwright.ptq.reconstruct.exponents import LearnedExponent
@@ -61,7 +61,8 @@ def reconstruct(state: State, batches: Batches | None, method: Method, images_do
     if batches is None or len(batches) < LEAST_IMAGES:
         found = "no data" if batches is None else f"{len(batches)} image"
         raise InputError(method.name, found, f"at least {LEAST_IMAGES} images", "give more with --data")
-    return _Walk(state, batches, method).run(images_done)
+    with heap.kept():
+        return _Walk(state, batches, method).run(images_done)
 
 
 def reconstruct_in_turn(

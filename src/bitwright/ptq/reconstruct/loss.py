@@ -53,8 +53,13 @@ def summed_over_channels(error: Tensor) -> Tensor:
         >>> float(summed_over_channels(torch.ones(2, 3, 4, 4)))
         3.0
     """
-    channels = error.shape[1] if error.ndim in (2, 4, 5) else error.shape[-1]
-    return error.sum() / (error.numel() / channels)
+    return error.sum() / positions(error)
+
+
+def positions(values: Tensor) -> float:
+    """Images times positions: elements of one channel."""
+    channels = values.shape[1] if values.ndim in (2, 4, 5) else values.shape[-1]
+    return values.numel() / channels
 
 
 def output_error(work: Work) -> Loss:
@@ -62,9 +67,10 @@ def output_error(work: Work) -> Loss:
     power = work.method.power
 
     def loss(index: Tensor) -> Tensor:
-        difference = work.output(index) - work.target[index]
-        error = difference.square() if power == 2 else difference.abs().pow(power)
-        return summed_over_channels(error)
+        given, target = work.output(index), work.target[index]
+        if power == 2:
+            return F.mse_loss(given, target, reduction="sum") / positions(given)
+        return summed_over_channels((given - target).abs().pow(power))
 
     return loss
 

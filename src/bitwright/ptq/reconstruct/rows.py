@@ -1,6 +1,8 @@
 """The values of a network's activations for every calibration image, in memory or, beyond a budget, in a file.
 
 A file is read and written by position, not mapped: pages of a mapped file would count as the process's own memory.
+Images are stored with their channels last, the layout in which convolutions of few channels and elementwise work are
+fastest on a CPU, and what is read comes in it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import torch
 from torch import Tensor
 
 from bitwright.plan.encoding import Encoding
+
+#: Axes of a batch of images.
+IMAGES = 4
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,6 +63,7 @@ class Rows:
         self._file: IO[bytes] | None = None
         self._array: np.ndarray | None = None
         self.count, self.shape, self.budget = count, shape, budget
+        self._stored = (*shape[1:], shape[0]) if 1 + len(shape) == IMAGES else shape
         fits = encoding is not None and encoding.spec.grid.qmin >= 0 and encoding.spec.grid.qmax <= 255
         self.encoding = encoding if fits else None
         self.dtype: np.dtype[Any] = np.dtype(np.uint8) if fits else dtype or np.dtype(np.float32)
@@ -66,12 +72,13 @@ class Rows:
             self._file = tempfile.TemporaryFile(dir=budget.folder or None, buffering=0)
             budget.spilled += self.bytes
         else:
-            self._array = np.empty((count, *shape), dtype=self.dtype)
+            self._array = np.empty((count, *self._stored), dtype=self.dtype)
             budget.used += self.bytes
 
     def write(self, first: int, values: Tensor) -> None:
         """Set the rows from `first` on."""
         stored = values if self.encoding is None else self.encoding.quantize(values)
+        stored = stored.movedim(1, -1) if stored.ndim == IMAGES else stored
         array = np.ascontiguousarray(stored.detach().numpy().astype(self.dtype, copy=False))
         if self._array is not None:
             self._array[first : first + len(array)] = array
@@ -86,7 +93,10 @@ class Rows:
         numbers = index.numpy()
         found = self._read(numbers) if self._array is None else self._array[numbers]
         values = torch.from_numpy(found)
-        return values if self.encoding is None else self.encoding.dequantize(values.int())
+        values = values.movedim(-1, 1) if values.ndim == IMAGES else values
+        if self.encoding is None:
+            return values
+        return self.encoding.dequantize(values.int() if self.encoding.levels is not None else values.float())
 
     def __len__(self) -> int:
         return self.count
@@ -96,7 +106,7 @@ class Rows:
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
         assert self._file is not None
-        found = np.empty((len(numbers), *self.shape), dtype=self.dtype)
+        found = np.empty((len(numbers), *self._stored), dtype=self.dtype)
         size = self._row_bytes()
         for row, number in zip(found.reshape(len(numbers), -1).view(np.uint8), numbers.tolist(), strict=True):
             left, at = memoryview(row.data), number * size

@@ -72,7 +72,8 @@ class Work:
             x = self.quantized[name][index]
             if source == "mixed" and self.quantized[name] is not self.floats[name]:
                 assert self.coin is not None
-                x = torch.where(self.coin(tuple(x.shape)), x, self.floats[name][index])
+                plain = self.floats[name][index]
+                x = x.sub_(plain).mul_(self.coin(x)).add_(plain)
             found.append(x)
         return found
 
