@@ -22,6 +22,7 @@ from bitwright.plan.encoding import Encoding
 
 ZETA, GAMMA = 1.1, -0.1
 STRETCH = ZETA - GAMMA
+LOWEST = torch.tensor(GAMMA)
 #: Weights that are worked on at once: half a megabyte of each of their tensors.
 PIECE = 1 << 17
 
@@ -123,26 +124,27 @@ class SoftRounding(nn.Module):
 class _SoftWeight(torch.autograd.Function):
     """`value + gap h(V)`; backward adds the regulariser's gradient.
 
-    This is called once a step, on millions of weights, so it goes through them in pieces that stay in the cache.
+    This is called once a step, on millions of weights, so it goes through them in pieces that stay in the cache; on few
+    weights what counts is how many operations there are.
     """
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, value: Tensor, gap: Tensor, beta: float, strength: float) -> Tensor:
-        ctx.save_for_backward(v, gap)
+        sigmoid, found = torch.empty_like(v), torch.empty_like(value)
+        for part, base, step, s, out in zip(*(_pieces(t) for t in (v, value, gap, sigmoid, found)), strict=True):
+            h = torch.add(LOWEST, torch.sigmoid(part, out=s), alpha=STRETCH).clamp_(0, 1)
+            torch.addcmul(base, step, h, out=out)
+        ctx.save_for_backward(sigmoid, gap)
         ctx.beta, ctx.strength = beta, strength
-        found = torch.empty_like(value)
-        for part, base, step, out in zip(*(_pieces(t) for t in (v, value, gap, found)), strict=True):
-            torch.addcmul(base, step, rectified_sigmoid(part), out=out)
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        v, gap = ctx.saved_tensors
-        found = torch.empty_like(v)
+        sigmoid, gap = ctx.saved_tensors
+        found = torch.empty_like(sigmoid)
         upstream = gradients[0].contiguous()
-        for part, step, given, out in zip(*(_pieces(t) for t in (v, gap, upstream, found)), strict=True):
-            sigmoid = torch.sigmoid(part)
-            stretched = sigmoid.mul(STRETCH).add_(GAMMA)
+        for s, step, given, out in zip(*(_pieces(t) for t in (sigmoid, gap, upstream, found)), strict=True):
+            stretched = torch.add(LOWEST, s, alpha=STRETCH)
             total = given * step
             if ctx.strength:
                 # d/dh of -|2h - 1|^beta is -2 beta |2h - 1|^(beta - 1) sign(2h - 1); beyond [0, 1] nothing moves.
@@ -150,7 +152,7 @@ class _SoftWeight(torch.autograd.Function):
                 slope = distance.abs().log_().mul_(ctx.beta - 1).exp_().copysign_(distance)
                 total.sub_(slope, alpha=2 * ctx.strength * ctx.beta)
             inside = torch.ops.aten.hardtanh_backward(total, stretched, 0.0, 1.0)
-            torch.mul(torch.ops.aten.sigmoid_backward(inside, sigmoid), STRETCH, out=out)
+            torch.mul(torch.ops.aten.sigmoid_backward(inside, s), STRETCH, out=out)
         return found, None, None, None, None
 
 
