@@ -7,10 +7,10 @@ groups gets a variable for each product of their choices, `y_cd = x_gc x_hd`, th
 
 which leaves no other value to y where x is whole: interactions of either sign are exact.
 
-HiGHS takes 1e-6 for whole and for nothing, and stops when an objective is known to 1e-6. So rows and objective are
-scaled to a largest coefficient of `LARGEST`; every assignment is added up by itself, and one that is above a limit
-nevertheless is cut off by a row of its own; choices that a found assignment rules out leave the program, after which
-the others count for more.
+HiGHS takes 1e-6 for whole and for nothing, and stops when an objective is known to 1e-6. So the objective is scaled
+to a largest coefficient of `LARGEST`, limits to one of `ROWS`; every assignment is added up by itself, and one that is
+above a limit nevertheless is cut off by a row of its own; choices that a found assignment rules out leave the program,
+after which the others count for more.
 
 Source: Huangfu and Hall, Parallelizing the dual revised simplex method, Mathematical Programming Computation 2018
 (HiGHS, through `scipy.optimize.milp`); the form with products: Adams and Sherali, Management Science 1986.
@@ -18,9 +18,13 @@ Source: Huangfu and Hall, Parallelizing the dual revised simplex method, Mathema
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -31,8 +35,10 @@ from scipy.sparse import coo_array
 from bitwright.errors import InputError
 from bitwright.search.problem import ROUNDING, Additive, Choices, within
 
-#: Largest coefficient of a row and of the objective: 1e-6 is then 1e-10 of it.
+#: Largest coefficient of the objective: 1e-6 is then 1e-10 of it.
 LARGEST = 1e4
+#: Largest coefficient of the rows of limits: choices that are whole within 1e-6 then keep to them within 1e-6.
+ROWS = 1.0
 #: Most products of choices: each is a variable.
 PRODUCTS = 20_000
 #: Assignments above a limit, by less than HiGHS tells apart, that are cut off before limits are drawn in a little.
@@ -163,11 +169,12 @@ class _Program:
         # Presolve has called programs infeasible that had assignments far from every limit, where others were above
         # one by a part in 1e9 (HiGHS of scipy 1.17): such an answer is asked for again without it.
         for presolve in (True, False):
-            found = milp(
-                objective * scale, integrality=whole.astype(int), bounds=Bounds(np.zeros(len(objective)), upper),
-                constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for *_, high in rows]),
-                options={**options, "presolve": presolve},
-            )  # fmt: skip
+            with _printing_to_stderr():
+                found = milp(
+                    objective * scale, integrality=whole.astype(int), bounds=Bounds(np.zeros(len(objective)), upper),
+                    constraints=LinearConstraint(matrix, [low for _, low, _ in rows], [high for *_, high in rows]),
+                    options={**options, "presolve": presolve},
+                )  # fmt: skip
             if found.status != 2:
                 break
         return found, scale
@@ -179,9 +186,9 @@ class _Program:
         for bound in self.bounds:
             lowered, floor = self.columns.lowered(bound.of)
             lowered = lowered * self.open
-            scale = LARGEST / (float(lowered.max()) or 1.0)
+            scale = ROWS / (float(lowered.max()) or 1.0)
             row = {int(i): float(lowered[i] * scale) for i in np.flatnonzero(lowered)}
-            margin = self.drawn_in * LARGEST
+            margin = self.drawn_in * ROWS
             if bound.soft is not None:
                 row[slack], margin = -bound.soft * scale, 0.0
                 slack += 1
@@ -256,6 +263,20 @@ def minimise(
             program.open, before = keep, least
             continue
         return dataclasses.replace(least, bound=value, proven=True) if exact and whole else least
+
+
+@contextlib.contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """HiGHS 1.12 prints a line when a solution misses a row by a little; standard output belongs to the commands."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C has not written yet
+        os.dup2(output, 1)
+        os.close(output)
 
 
 def _open(columns: Columns, bounds: Sequence[Bound]) -> np.ndarray:
