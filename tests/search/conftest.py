@@ -1,0 +1,64 @@
+"""Small problems, and every assignment of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from bitwright.search.problem import Additive, Assignment, Group, Problem, Values, Width
+
+WIDTHS = tuple(Width(bits, bits) for bits in (8, 6, 4, 3, 2))
+Draw = Callable[..., Problem]
+
+
+def random_table(random: np.random.Generator, sizes: list[int], whole: bool, signed: bool = False) -> Values:
+    """Numbers for each choice, most of them falling from choice to choice; whole ones or not."""
+    rows = []
+    for size in sizes:
+        row = np.sort(random.gamma(1.0, 50.0, size))[::-1]
+        row = random.permutation(row) if random.random() < 0.3 else row
+        row = row - 60 * signed
+        rows.append(tuple(float(v) for v in (np.round(row) if whole else row)))
+    return tuple(rows)
+
+
+def draw(seed: int, *, groups: int = 6, costs: int = 1, pairs: bool = False, whole: bool = True) -> Problem:
+    """A problem of groups with 1 to 4 choices; losses of very different size, costs from large to small."""
+    random = np.random.default_rng(seed)
+    sizes = [int(random.integers(1, 5)) for _ in range(groups)]
+    loss = tuple(tuple(10.0 ** random.uniform(-6, 0) * v for v in reversed(row))
+                 for row in random_table(random, sizes, whole=False))  # fmt: skip
+    terms = {}
+    if pairs:
+        for g in range(groups - 1):
+            matrix = random.normal(0, 1, (sizes[g], sizes[g + 1])) * 10.0 ** random.uniform(-3, 1)
+            terms[g, g + 1] = tuple(tuple(map(float, row)) for row in matrix)
+    names = ("size", "latency", "energy")[:costs]
+    tables = {name: Additive(values=random_table(random, sizes, whole), rest=10.0) for name in names}
+    limits = {}
+    for name, table in tables.items():
+        low, high = (table.rest + sum(map(pick, table.values)) for pick in (min, max))
+        limits[name] = low + (high - low) * random.uniform(0.05, 0.9)
+    return Problem(
+        groups=tuple(Group(name=f"g{g}", choices=WIDTHS[:size]) for g, size in enumerate(sizes)),
+        loss=Additive(values=loss, rest=float(random.normal()), pairs=terms), costs=tables, limits=limits,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def draw_problem() -> Draw:
+    return draw
+
+
+@pytest.fixture
+def every() -> Callable[[Problem], list[Assignment]]:
+    """All assignments of a problem that are within its limits."""
+
+    def found(problem: Problem) -> list[Assignment]:
+        choices = itertools.product(*map(range, problem.sizes))
+        return [problem.assignment(c) for c in choices if problem.fits(c)]
+
+    return found
