@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "equalize, correct_bias": (("equalize", "absorb_bias"), ("correct_bias",)),
     "easyquant": ((), ("easyquant",)),
     "gptq": ((), ("gptq",)),
+    "gptq, quantized inputs": ((), ("gptq",)),
     "adaround": ((), ("adaround",)),
     "adaquant": ((), ("adaquant",)),
     "admm": ((), ("admm",)),
@@ -73,7 +74,9 @@ def recipe(method: str, width: str, iterations: int, seed: int) -> dict[str, Any
         if step in LEARNED:
             after = {"step_iterations": iterations // 4} if step in STEPS_AFTER else {}
             return {"iterations": iterations, "seed": seed, **after}
-        return {"most_bits": 8} if step == "gptq" else {"seed": seed} if step in ("adaquant", "easyquant") else {}
+        if step == "gptq":
+            return {"most_bits": 8, "inputs": "quantized" if "quantized" in method else "float"}
+        return {"seed": seed} if step in ("adaquant", "easyquant") else {}
 
     steps: list[Any] = ["fold_batchnorm", *before, "place", {"calibrate": ranges}]
     return {"help": method, "steps": [*steps, *({step: settings(step)} for step in after)]}
