@@ -6,6 +6,7 @@ measured again; docs/results/ptq.md is written from them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -44,19 +45,23 @@ METHODS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "aquant": ((), ("aquant",)),
     "nwq": ((), ("nwq",)),
     "rapq": ((), ("rapq",)),
+    "whitepaper": ((), ()),  # the recipe
+    "datafree": ((), ()),  # the recipe, without images
 }
+#: Methods that are recipes of their own.
+RECIPES = ("whitepaper", "datafree")
 #: Iterations of the papers, or of their authors' scripts.
 PAPER = {
     "adaround": 10_000, "admm": 10_000, "brecq": 20_000, "qdrop": 20_000, "pd_quant": 20_000, "flexround": 5_000,
-    "attention_round": 20_000, "aquant": 20_000, "nwq": 20_000, "rapq": 20_000,
+    "attention_round": 20_000, "aquant": 20_000, "nwq": 20_000, "rapq": 20_000, "whitepaper": 10_000,
 }  # fmt: skip
 LEARNED = tuple(PAPER)
 #: Methods with iterations of their own for the steps of activations, after those of the weights.
 STEPS_AFTER = ("brecq", "rapq")
 #: Methods of power-of-two scales.
 POWERS = ("rapq",)
-COLUMNS = ["network", "method", "width", "placement", "seed", "iterations", "served", "drop", "low", "high", "seconds",
-           "peak MB"]  # fmt: skip
+COLUMNS = ["network", "method", "width", "placement", "granularity", "seed", "iterations", "served", "drop", "low",
+           "high", "seconds", "peak MB"]  # fmt: skip
 
 
 def recipe(method: str, width: str, iterations: int, seed: int) -> dict[str, Any]:
@@ -91,15 +96,19 @@ def cell(flags: Any) -> dict[str, Any]:
     from bitwright.verbs.quantized import model_bytes
     from bitwright.verbs.terminal import Terminal
 
+    method, width = flags.method[0], flags.width[0]
     file, folder = NETWORKS[flags.network[0]]
     model, data = flags.shared / "data/models" / file, flags.shared / "data" / folder
+    step = [f"place.granularity={flags.granularity[0]}"]
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "recipe.yaml"
-        made = recipe(flags.method[0], flags.width[0], flags.iterations, flags.seed[0])
-        path.write_text(yaml.safe_dump(made))
+        path.write_text(yaml.safe_dump(recipe(method, width, flags.iterations, flags.seed[0])))
+        if method == "whitepaper":
+            step.append(f"adaround.iterations={flags.iterations}")
         start = time.perf_counter()
         quantized = bw.quantize(
-            str(model), str(data / "calib"), recipe=str(path), set=[widths(flags.method[0], flags.width[0])],
+            str(model), None if method == "datafree" else str(data / "calib"),
+            recipe=method if method in RECIPES else str(path), set=[widths(method, width)], steps=step,
             seed=flags.seed[0], placement=flags.placement[0],
         )  # fmt: skip
         seconds = time.perf_counter() - start
@@ -125,6 +134,7 @@ def main() -> None:
     made.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--width", nargs="+", choices=WIDTHS, default=list(WIDTHS))
     made.add_argument("--placement", nargs="+", choices=["deployable", "paper"], default=["deployable"])
+    made.add_argument("--granularity", nargs="+", choices=["channel", "tensor"], default=["channel"])
     made.add_argument("--seed", nargs="+", type=int, default=[0])
     made.add_argument("--iterations", type=int, default=2000, help="of learned methods, a unit; 0 for the papers'")
     made.add_argument("--images", type=int, default=0, help="at most so many dev images; 0 for all")
@@ -138,9 +148,10 @@ def main() -> None:
     output = flags.output or ROOT / "docs/results/ptq.jsonl"
     record, start = Record(output), time.monotonic()
     cells = [
-        {"network": n, "method": m, "width": w, "placement": p, "seed": s,
+        {"network": n, "method": m, "width": w, "placement": p, "granularity": g, "seed": s,
          "iterations": (flags.iterations or PAPER[m]) if m in LEARNED else 0}
         for s in flags.seed for n in flags.network for m in flags.method for w in flags.width for p in flags.placement
+        for g in flags.granularity
         if not (m in POWERS and w == "W8A8")  # 8 bits are the target's own choice of format here
     ]  # fmt: skip
     for key in cells if not flags.page else ():
@@ -165,16 +176,17 @@ MARK = "<!-- written by benchmarks/ptq_table.py from ptq.jsonl -->"
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for each network, placement and number of iterations: the drop of each method at each width."""
+    """A table for each network, placement and granularity: the drop of each method at each width."""
     lines = []
     for network in NETWORKS:
-        for placement in ("deployable", "paper"):
-            mine = [r for r in rows if r["network"] == network and r["placement"] == placement]
+        for placement, granularity in itertools.product(("deployable", "paper"), ("channel", "tensor")):
+            wanted = {"network": network, "placement": placement, "granularity": granularity}
+            mine = [r for r in rows if wanted.items() <= r.items()]
             if not mine:
                 continue
             simulated = ", simulated" if any(r["simulated"] for r in mine) else ", served"
             lines += [
-                "", f"## {network}, placement {placement}{simulated}", "",
+                "", f"## {network}, placement {placement}, one scale a {granularity}{simulated}", "",
                 f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
                 "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several.", "",
                 "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",

@@ -7,7 +7,8 @@ the scale of a table's output is enlarged, by the smallest `k` of
 
 at which all entries of all tables that give this encoding keep their distance (`kernels.table.MARGIN`). An encoding
 may be shared by several tables, by a table's input and its output, and by the inputs of other tables: encodings are
-visited in execution order until all hold. The same is done for a softmax whose scale is too small for its kernel.
+visited in execution order until all hold. The same is done for a softmax whose scale is too small for its kernel, and
+for a sum whose operands change places with the layout that the runtime chooses (`kernels.binary`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from bitwright.errors import UnsupportedError
+from bitwright.execute.kernels.binary import is_free_of_order, may_change_places
+from bitwright.execute.kernels.parts import code_bounds
 from bitwright.execute.kernels.softmax import overflows
 from bitwright.execute.kernels.table import entries, is_hopeless, is_settled, settled_scales
 from bitwright.graph.regions import Region
@@ -36,20 +39,25 @@ Sites = Callable[[ir.Value], Encoding]
 Tensors = Callable[[ir.Value], Tensor]
 
 
-def needs_settling(region: Region) -> bool:
-    """Whether the codes of a region depend on where its scale lies."""
-    return region.is_table or region.op.op_type == "Softmax"
+def needs_settling(region: Region, arithmetic: str) -> bool:
+    """Whether the codes of a region depend on where its scale lies, in an arithmetic (row of `ARITHMETICS`)."""
+    if region.is_table or region.op.op_type == "Softmax":
+        return True
+    return arithmetic == "onnxruntime" and region.op.op_type == "Add" and may_change_places(region.op)
 
 
 def holds(region: Region, encoding: Sites, tensor: Tensors) -> bool:
-    """Whether a table, or a softmax, gives the same codes in every runtime at these encodings.
+    """Whether a table, a softmax or a sum gives the same codes in every runtime, and layout, at these encodings.
 
     Raises:
         UnsupportedError: a table's function is not defined everywhere on the range of its input.
     """
-    x, y = encoding(region.inputs[0]), encoding(region.output)
+    y = encoding(region.output)
     if region.is_table:
-        return is_settled(*entries(region, x, tensor), y)
+        return is_settled(*entries(region, encoding(region.inputs[0]), tensor), y)
+    if region.op.op_type == "Add":
+        a, b = (encoding(v) for v in region.op.inputs if v is not None)
+        return is_free_of_order(a, b, y, code_bounds(region.bounds, y))
     return not overflows(_elements(region), y)
 
 
@@ -59,7 +67,7 @@ def settle(
     """Encodings at which all of `regions` hold; those that hold already are as they were.
 
     Args:
-        regions: tables and softmaxes that run in integers, in execution order.
+        regions: tables, softmaxes and sums that run in integers, in execution order.
         root: the site whose encoding a value uses.
         encodings: `{site: numbers}`.
         tensor: present value of an initializer.

@@ -1,4 +1,4 @@
-"""Scales at which every runtime gives the codes of our tables; for whatever step changes scales."""
+"""Scales at which every runtime gives the codes of our tables and sums; for whatever step changes scales."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _regions(state: State) -> list[Region]:
     assert state.plan is not None
     target = lookup(TARGETS, state.plan.target, "target").load()
     regions = integer_regions(state.model, state.plan, target)
-    return [r for r in regions if scales.needs_settling(r)] if target.form == "qdq" else []
+    return [r for r in regions if scales.needs_settling(r, target.arithmetic)] if target.form == "qdq" else []
 
 
 def settle(state: State) -> State:
-    """The state with scales of tables' outputs enlarged, by parts of 2^-14, until they hold (`execute.settle`).
+    """The state with scales of such regions' outputs enlarged, by parts of 2^-14, until they hold (`execute.settle`).
 
     Raises:
         UnsupportedError: no scale is found, or a table's function is not defined on the range of its input.
@@ -35,7 +35,7 @@ def settle(state: State) -> State:
 
 
 def unsettled(state: State) -> list[str]:
-    """Names of the regions whose codes would depend on the runtime."""
+    """Names of the regions whose codes would depend on the runtime, or on the layout it chooses."""
     return [
         region.name for region in _regions(state)
         if not scales.holds(region, lambda v: state.encoding(v.name or ""), lambda v: state.tensor(v.name or ""))

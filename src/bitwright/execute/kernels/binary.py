@@ -2,7 +2,8 @@
 
 - add: `y = clip(rint(fma(a, ra, fma(b, rb, c))))`, `ra = s_a / s_y`, `rb = s_b / s_y`,
   `c = z_y - fma(ra, z_a, rb z_b)`, all float32. Where the innermost axis that is not 1 has one element in the first
-  operand and several in the second, the two change places.
+  operand and several in the second, the two change places. Which axis is innermost is the runtime's choice, so
+  `execute.settle` chooses scales at which both orders give the same codes (`is_free_of_order`).
 - mul: `y = clip(rint(float32(float32((a - z_a)(b - z_b)) * r) + z_y))`, `r = s_a s_b / s_y` in float32; the zero point
   is added before rounding.
 - matmul: `y = clip(rint(float32(sum (a - z_a)(b - z_b)) * r) + z_y)`, the sum exact.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,54 @@ def _is_scalar_first(a: Tensor, b: Tensor) -> bool:
     return False
 
 
+def may_change_places(op: ir.Node) -> bool:
+    """Whether the first operand of a sum may have one element where the second has several, on whatever axis.
+
+    A runtime that lays codes out with another axis innermost then computes it in another order. Sizes that are not
+    known may be any.
+    """
+    first, second = (None if v is None or v.shape is None else list(v.shape) for v in op.inputs[:2])
+    if first is None or second is None:
+        return True
+    rank = max(len(first), len(second))
+    pairs = zip([1] * (rank - len(first)) + first, [1] * (rank - len(second)) + second, strict=True)
+    return any(n != 1 and (m != n or n == ir.SymbolicDim(None)) for m, n in pairs)
+
+
+def sum_of_codes(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Encoding) -> Tensor:
+    """`rint(fma(a, ra, fma(b, rb, c)))`, float32, not bounded."""
+    ra, rb = a_encoding.scale / y.scale, b_encoding.scale / y.scale
+    # fma(ra, z_a, rb z_b): the first product is not rounded before the sum (measured; it shows once in 1e6 codes).
+    offset = ra.double() * a_encoding.zero_point.double() + (rb * b_encoding.zero_point.float()).double()
+    constant = (y.zero_point.float() - offset.float()).double()
+    # A fused multiply-add rounds once: in float64 the product is exact and so is the sum of numbers this close.
+    inner = (b.double() * rb.double() + constant).float().double()
+    return torch.round((a.double() * ra.double() + inner).float())
+
+
+def is_free_of_order(a: Encoding, b: Encoding, y: Encoding, bounds: tuple[int, int]) -> bool:
+    """Whether `a + b` and `b + a` give the same code for all pairs of codes.
+
+    Args:
+        a: encoding of one operand.
+        b: encoding of the other.
+        y: encoding of the sum.
+        bounds: lowest and highest code of the sum.
+
+    Example:
+        >>> from bitwright.plan.spec import QSpec
+        >>> def steps_of(size, zero_point):
+        ...     scale, zero = torch.tensor(size), torch.tensor(zero_point)
+        ...     return Encoding(spec=QSpec(bits=8), scale=scale, zero_point=zero)
+        >>> a, b = steps_of(0.05, 128), steps_of(0.02, 128)
+        >>> [is_free_of_order(a, b, steps_of(size, 128), (0, 255)) for size in (0.1, 0.10001)]
+        [False, True]
+    """
+    rows, columns = (torch.arange(e.spec.grid.qmin, e.spec.grid.qmax + 1) for e in (a, b))
+    here = sum_of_codes(rows[:, None], columns, a, b, y).clamp_(*bounds)
+    return here.equal(sum_of_codes(columns, rows[:, None], b, a, y).clamp_(*bounds))
+
+
 class Add(_Operands):
     """Sum of two code tensors, each at its own scale."""
 
@@ -55,17 +105,9 @@ class Add(_Operands):
         """Codes of the sum."""
         a, b = self.operands(xs)
         if _is_scalar_first(a, b):
-            return self._sum(b, a, self.b, self.a)
-        return self._sum(a, b, self.a, self.b)
-
-    def _sum(self, a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding) -> Tensor:
-        ra, rb = a_encoding.scale / self.y.scale, b_encoding.scale / self.y.scale
-        # fma(ra, z_a, rb z_b): the first product is not rounded before the sum (measured; it shows once in 1e6 codes).
-        offset = ra.double() * a_encoding.zero_point.double() + (rb * b_encoding.zero_point.float()).double()
-        constant = (self.y.zero_point.float() - offset.float()).double()
-        # A fused multiply-add rounds once: in float64 the product is exact and so is the sum of numbers this close.
-        inner = (b.double() * rb.double() + constant).float().double()
-        y = torch.round((a.double() * ra.double() + inner).float())
+            y = sum_of_codes(b, a, self.b, self.a, self.y)
+        else:
+            y = sum_of_codes(a, b, self.a, self.b, self.y)
         return y.clamp_(self.low, self.high).to(torch.uint8)
 
 
