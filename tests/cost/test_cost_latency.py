@@ -123,11 +123,14 @@ def test_settings_out_of_their_range_are_refused(setting: dict[str, float], told
         Latency(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("width", [7, 4, 3, 2, 1])
+@pytest.mark.parametrize(
+    ("width", "target"),
+    [*((w, "onnxruntime-x64-avx2") for w in (7, 4, 3, 1)), (4, "openvino-cpu-avx2")],
+)  # fmt: skip
 def test_a_cut_region_runs_by_the_kernel_of_the_file_and_gives_its_codes(
-    width: int, calibrated: Callable[..., State]
+    width: int, target: str, calibrated: Callable[..., State]
 ) -> None:
-    state = calibrated("small_residual", f"W={width},A=6")
+    state = calibrated("small_residual", f"W={width},A=6", target=target)
     assert state.plan is not None
     file = written(state)
     load = Workload(state.model, state.plan)
@@ -139,7 +142,7 @@ def test_a_cut_region_runs_by_the_kernel_of_the_file_and_gives_its_codes(
     values = OnnxRuntime(file.SerializeToString()).run({load.model.graph.inputs[0].name or "": x})
     for product in load.products:
         cut = written_region(written(state), product.region, state.plan.sites, batch=2).SerializeToString()
-        assert set(kernels(cut)) <= {"QLinearConv", "QGemm", "Clip"}
+        assert set(kernels(cut)) <= {"QLinearConv", "QGemm", "Clip", "MaxPool"}
         read, gives = (codes[v.name] for v in (product.region.inputs[0], product.region.output))
         served = OnnxRuntime(cut).run({read: values[read]})
         assert np.array_equal(served[gives], values[gives]), product.name
