@@ -138,7 +138,7 @@ def test_the_steps_of_a_page_work(name: str, project: Path) -> None:
 
 
 def test_there_is_a_page_for_each_and_a_way_to_it() -> None:
-    assert set(PAGES) == {"add_estimator.md", "add_format.md", "add_op.md", "add_target.md"}
+    assert set(PAGES) == {"add_cost.md", "add_estimator.md", "add_format.md", "add_op.md", "add_target.md"}
     for page in PAGES:
         assert f"](docs/{page})" in (ROOT / "README.md").read_text()
         assert f"]({page})" in (ROOT / "docs" / "contributing.md").read_text()
