@@ -262,10 +262,14 @@ def test_the_error_of_moments_is_that_of_the_output_over_all_images(calibrated: 
         walk._pass_float(unit)
         walk._pass_quantized(unit)
     work = walk._work(len(walk.units) - 1)
-    every = torch.arange(len(work.target))
-    with torch.no_grad():
-        by_images, by_moments = float(output_error_of(work)(every)), float(moments_error(work)(every))
-    assert by_moments == pytest.approx(by_images, rel=1e-3, abs=1e-5)
+    (rounding,) = work.weights.values()
+    (v,) = rounding.groups().values()
+    by_images = output_error_of(work)(torch.arange(len(work.target)))
+    (gradient,) = torch.autograd.grad(by_images, v)
+    by_moments = moments_error(work).step()
+    assert by_moments == pytest.approx(float(by_images.detach()), rel=1e-3, abs=1e-5)
+    assert v.grad is not None and float(gradient.abs().max()) > 0
+    assert torch.allclose(v.grad, gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
 
 
 def test_reconstruction_needs_the_float_biases(calibrated: State) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from bitwright.lookup import lookup
 from bitwright.plan.encoding import Encoding
-from bitwright.ptq.reconstruct.loss import LOSSES
+from bitwright.ptq.reconstruct.loss import LOSSES, WholeLoss
 from bitwright.ptq.reconstruct.method import Method
 from bitwright.ptq.reconstruct.work import Work
 
@@ -47,7 +47,7 @@ def learn(work: Work, chunk: int) -> Learned:
     loss_of = lookup(LOSSES, method.loss, "loss").load()(work)
     optimiser = _optimiser(work, method)
     falling = [(group, group["lr"]) for group in optimiser.param_groups if group["falls"]]
-    count, chunks = len(work.target), 1 if method.loss == "moments" else max(1, method.batch // chunk)
+    count, chunks = len(work.target), max(1, method.batch // chunk)
     losses: list[float] = []
     done = 0
     for i in range(method.iterations):
@@ -58,8 +58,8 @@ def learn(work: Work, chunk: int) -> Learned:
         if work.coin is not None:
             work.coin.keep = method.keep_at(i)
         optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        for part in range(chunks):
+        total = loss_of.step() if isinstance(loss_of, WholeLoss) else 0.0
+        for part in range(0 if isinstance(loss_of, WholeLoss) else chunks):
             index = torch.randint(count, (min(chunk, method.batch),), generator=work.generator)
             if part:  # the regulariser, which enters by its gradient, counts once
                 for rounding in work.weights.values():

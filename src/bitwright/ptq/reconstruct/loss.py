@@ -16,6 +16,7 @@ tiny g, which is the plain error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,14 @@ from bitwright.ptq.reconstruct.work import Work
 
 #: Loss of the images of `index`, a scalar with gradients.
 Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WholeLoss:
+    """A loss of all images at once: `step()` gives it, and leaves the gradients where the optimiser finds them."""
+
+    step: Callable[[], float]
+
 
 LOSSES: dict[str, Row] = {
     "error": Row("bitwright.ptq.reconstruct.loss:output_error", "the error of the unit's output"),

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import UnsupportedError
-from bitwright.ptq.reconstruct.loss import output_error
+from bitwright.ptq.reconstruct.loss import Loss, WholeLoss, output_error
 from bitwright.ptq.reconstruct.rows_error import ALL, rows_error
+from bitwright.ptq.reconstruct.soft import SoftRounding
 from bitwright.ptq.reconstruct.work import Work
 from bitwright.ptq.second_moments import Layer, Moments, layer_of
 
@@ -26,17 +26,18 @@ from bitwright.ptq.second_moments import Layer, Moments, layer_of
 SMALL_MAP = 16
 
 
-def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
-    """The loss of a layer as a function of its weight alone; the images of a step are not asked for.
+def moments_error(work: Work) -> WholeLoss:
+    """The loss of a layer as a function of its weight alone.
 
     Raises:
         UnsupportedError: a unit of several layers, activations that are quantized meanwhile, or too wide a layer.
     """
     layers = [r for r in work.unit.regions if r.weight is not None]
-    if len(layers) != 1 or work.steps or work.biases or work.method.inputs != "quantized":
+    rounding = None if len(layers) != 1 else work.weights.get(layer_of(layers[0]).weight)
+    if not isinstance(rounding, SoftRounding) or work.steps or work.biases or work.method.inputs != "quantized":
         raise UnsupportedError(
             f"{work.method.name}.loss", "is moments, which knows the weight of one layer alone",
-            "units of one layer, quantized inputs, activations and biases in float", "take loss=output",
+            "units of one layer, soft rounding, quantized inputs, activations and biases in float", "take loss=output",
         )  # fmt: skip
     layer = layer_of(layers[0])
     if len(layer.parts) > 1:
@@ -49,16 +50,29 @@ def moments_error(work: Work) -> Callable[[Tensor], Tensor]:
     matrix = layer.matrix(weight)
     aim = torch.bmm(matrix, crossed)
     rest = (torch.bmm(matrix, power) * matrix).sum()
-    rounding = work.weights[layer.weight]
-
-    def loss(index: Tensor) -> Tensor:
-        found: Tensor = _Quadratic.apply(layer.matrix(rounding(weight)), moments, aim)
-        return found + rest
-
-    return loss
+    return WholeLoss(step=_stepping(layer, rounding, moments, aim, float(rest)))
 
 
-def cheapest_error(work: Work) -> Callable[[Tensor], Tensor]:
+def _stepping(layer: Layer, rounding: SoftRounding, moments: Tensor, aim: Tensor, rest: float) -> Callable[[], float]:
+    """`tr(W H W^T) - 2 tr(W B^T)` and its gradient `2 (W H - B)` by hand: a graph takes as long as the product."""
+
+    def step() -> float:
+        loss = rest
+
+        def gradient(weight: Tensor) -> Tensor:
+            nonlocal loss
+            matrix = layer.matrix(weight)
+            half = torch.baddbmm(aim, matrix, moments, beta=-1)
+            loss += float(torch.dot(matrix.reshape(-1), torch.sub(half, aim).view(-1)))
+            return layer.tensor(half.mul_(2))
+
+        rounding.step(gradient)
+        return loss
+
+    return step
+
+
+def cheapest_error(work: Work) -> Loss | WholeLoss:
     """`moments_error` where a product with H is less work than a step's images, `D < 2 rows`; else `output_error`.
 
     The latter as a product of rows, where a convolution's map is small (`rows_error`).
@@ -81,28 +95,9 @@ def _moments(work: Work, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     quantized, crossed, plain = (Moments(layer=layer) for _ in range(3))
     generator = torch.Generator()
     for index in torch.arange(len(work.target)).split(work.method.batch):
-        x = work.floats[layer.site][index]
-        for rows in layer.rows(x, ALL, generator):
+        x, read = work.floats[layer.site][index], work.read(layer.site, index)
+        for rows, others in zip(layer.rows(x, ALL, generator), layer.rows(read, ALL, generator), strict=True):
             plain.add(rows)
-        pairs = zip(
-            layer.rows(x, ALL, generator), layer.rows(work.read(layer.site, index), ALL, generator), strict=True
-        )
-        for rows, others in pairs:
             quantized.add(others)
             crossed.add(rows, others)
     return quantized.mean()[0], crossed.mean(symmetric=False)[0], plain.mean()[0]
-
-
-class _Quadratic(torch.autograd.Function):
-    """`tr(W H W^T) - 2 tr(W B^T)`, gradient `2 (W H - B)`."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, moments: Tensor, aim: Tensor) -> Tensor:
-        half = torch.baddbmm(aim, weight, moments, beta=-1)
-        ctx.save_for_backward(half)
-        return torch.dot(weight.reshape(-1), torch.sub(half, aim).view(-1))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (half,) = ctx.saved_tensors
-        return half * (2 * gradients[0]), None, None

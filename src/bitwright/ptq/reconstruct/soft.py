@@ -12,7 +12,7 @@ Source: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantizati
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -97,9 +97,17 @@ class SoftRounding(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as it is rounded now; the float weight has said all when this was made."""
-        strength = 0.0 if self.beta is None else self.strength
-        found: Tensor = _SoftWeight.apply(self.v, self.value, self.gap, self.beta or 0.0, strength)
+        found: Tensor = _SoftWeight.apply(self.v, self.value, self.gap, *self._regulariser())
         return found
+
+    def _regulariser(self) -> tuple[float, float]:
+        return (0.0, 0.0) if self.beta is None else (self.beta, self.strength)
+
+    @torch.no_grad()
+    def step(self, gradient_of: Callable[[Tensor], Tensor]) -> None:
+        """Leave V's gradient, from a function that gives the loss's gradient for a weight: no graph is made."""
+        weight, sigmoid = soft_weight(self.v, self.value, self.gap)
+        self.v.grad = soft_gradient(gradient_of(weight).contiguous(), sigmoid, self.gap, *self._regulariser())
 
     def groups(self) -> Mapping[str, nn.Parameter]:
         """V, one for each weight."""
@@ -121,19 +129,41 @@ class SoftRounding(nn.Module):
         return dataclasses.replace(self.encoding, codes=self.below + up.to(torch.int32))
 
 
-class _SoftWeight(torch.autograd.Function):
-    """`value + gap h(V)`; backward adds the regulariser's gradient.
+def soft_weight(v: Tensor, value: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """`value + gap h(V)`, and `sigmoid(V)`, which `soft_gradient` asks for.
 
-    This is called once a step, on millions of weights, so it goes through them in pieces that stay in the cache; on few
-    weights what counts is how many operations there are.
+    This is called once a step, on millions of weights, so it goes through them in pieces that stay in the cache; on
+    few weights what counts is how many operations there are.
     """
+    sigmoid, found = torch.empty_like(v), torch.empty_like(value)
+    for part, base, step, s, out in zip(*(_pieces(t) for t in (v, value, gap, sigmoid, found)), strict=True):
+        h = torch.add(LOWEST, torch.sigmoid(part, out=s), alpha=STRETCH).clamp_(0, 1)
+        torch.addcmul(base, step, h, out=out)
+    return found, sigmoid
+
+
+def soft_gradient(upstream: Tensor, sigmoid: Tensor, gap: Tensor, beta: float, strength: float) -> Tensor:
+    """The gradient of `loss + strength sum(1 - |2 h - 1|^beta)` for V, from the loss's gradient for the weight."""
+    found = torch.empty_like(sigmoid)
+    for s, step, given, out in zip(*(_pieces(t) for t in (sigmoid, gap, upstream, found)), strict=True):
+        stretched = torch.add(LOWEST, s, alpha=STRETCH)
+        total = given * step
+        if strength:
+            # d/dh of -|2h - 1|^beta is -2 beta |2h - 1|^(beta - 1) sign(2h - 1); beyond [0, 1] nothing moves.
+            distance = stretched.mul(2).sub_(1)
+            slope = distance.abs().log_().mul_(beta - 1).exp_().copysign_(distance)
+            total.sub_(slope, alpha=2 * strength * beta)
+        inside = torch.ops.aten.hardtanh_backward(total, stretched, 0.0, 1.0)
+        torch.mul(torch.ops.aten.sigmoid_backward(inside, s), STRETCH, out=out)
+    return found
+
+
+class _SoftWeight(torch.autograd.Function):
+    """`soft_weight`; backward adds the regulariser's gradient."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, value: Tensor, gap: Tensor, beta: float, strength: float) -> Tensor:
-        sigmoid, found = torch.empty_like(v), torch.empty_like(value)
-        for part, base, step, s, out in zip(*(_pieces(t) for t in (v, value, gap, sigmoid, found)), strict=True):
-            h = torch.add(LOWEST, torch.sigmoid(part, out=s), alpha=STRETCH).clamp_(0, 1)
-            torch.addcmul(base, step, h, out=out)
+        found, sigmoid = soft_weight(v, value, gap)
         ctx.save_for_backward(sigmoid, gap)
         ctx.beta, ctx.strength = beta, strength
         return found
@@ -141,18 +171,7 @@ class _SoftWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         sigmoid, gap = ctx.saved_tensors
-        found = torch.empty_like(sigmoid)
-        upstream = gradients[0].contiguous()
-        for s, step, given, out in zip(*(_pieces(t) for t in (sigmoid, gap, upstream, found)), strict=True):
-            stretched = torch.add(LOWEST, s, alpha=STRETCH)
-            total = given * step
-            if ctx.strength:
-                # d/dh of -|2h - 1|^beta is -2 beta |2h - 1|^(beta - 1) sign(2h - 1); beyond [0, 1] nothing moves.
-                distance = stretched.mul(2).sub_(1)
-                slope = distance.abs().log_().mul_(ctx.beta - 1).exp_().copysign_(distance)
-                total.sub_(slope, alpha=2 * ctx.strength * ctx.beta)
-            inside = torch.ops.aten.hardtanh_backward(total, stretched, 0.0, 1.0)
-            torch.mul(torch.ops.aten.sigmoid_backward(inside, s), STRETCH, out=out)
+        found = soft_gradient(gradients[0].contiguous(), sigmoid, gap, ctx.beta, ctx.strength)
         return found, None, None, None, None
 
 
