@@ -10,6 +10,7 @@ from torch import nn
 
 from bitwright.lookup import lookup
 from bitwright.plan.encoding import Encoding
+from bitwright.ptq.reconstruct.adam import Adam, Group
 from bitwright.ptq.reconstruct.loss import LOSSES, WholeLoss
 from bitwright.ptq.reconstruct.method import Method
 from bitwright.ptq.reconstruct.work import Work
@@ -46,7 +47,7 @@ def learn(work: Work, chunk: int) -> Learned:
     method = work.method
     loss_of = lookup(LOSSES, method.loss, "loss").load()(work)
     optimiser = _optimiser(work, method)
-    falling = [(group, group["lr"]) for group in optimiser.param_groups if group["falls"]]
+    falling = [(group, group.rate) for group in optimiser.groups if group.falls]
     count, chunks = len(work.target), max(1, method.batch // chunk)
     losses: list[float] = []
     done = 0
@@ -57,7 +58,6 @@ def learn(work: Work, chunk: int) -> Learned:
             step.time = i / method.iterations
         if work.coin is not None:
             work.coin.keep = method.keep_at(i)
-        optimiser.zero_grad(set_to_none=True)
         total = loss_of.step() if isinstance(loss_of, WholeLoss) else 0.0
         for part in range(0 if isinstance(loss_of, WholeLoss) else chunks):
             index = torch.randint(count, (min(chunk, method.batch),), generator=work.generator)
@@ -71,7 +71,7 @@ def learn(work: Work, chunk: int) -> Learned:
             return Learned(iterations=i, first=_mean(losses[:LOOK]), last=total, undecided=1.0, diverged=True)
         losses.append(total)
         for group, rate in falling:
-            group["lr"] = rate * (1 + math.cos(math.pi * i / method.iterations)) / 2
+            group.rate = rate * (1 + math.cos(math.pi * i / method.iterations)) / 2
         optimiser.step()
         done = i + 1
         if done % LOOK == 0 and method.beta_at(i) is not None and not work.steps_move and not work.biases:
@@ -85,7 +85,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _optimiser(work: Work, method: Method) -> torch.optim.Optimizer:
+def _optimiser(work: Work, method: Method) -> Adam:
     """Adam with a rate for each kind of parameter; that of activation steps falls along a cosine, others may too."""
     rates = {"weight": method.rate, "weight step": method.weight_step_rate, "weight zero": method.weight_step_rate,
              "step": method.step_rate, "bias": method.bias_rate}  # fmt: skip
@@ -100,8 +100,7 @@ def _optimiser(work: Work, method: Method) -> torch.optim.Optimizer:
     for bias in work.biases.values():
         groups.setdefault(("bias", rates["bias"]), []).append(bias.shift)
     fall = {"step", *(kind for kind in rates if method.falling and kind.startswith("weight"))}
-    made = [{"params": p, "lr": rate, "falls": kind in fall} for (kind, rate), p in groups.items()]
-    return torch.optim.Adam(made, fused=True)
+    return Adam(groups=[Group(parameters=p, rate=r, falls=kind in fall) for (kind, r), p in groups.items()])
 
 
 def _rate(rate: float, kind: str, encoding: Encoding, method: Method) -> float:

@@ -45,12 +45,8 @@ def moments_error(work: Work) -> WholeLoss:
             f"{work.method.name}: weight {layer.weight!r}", f"has {layer.columns} inputs an output",
             f"at most {layer.parts[0].stop}, whose moments are held whole", "take loss=output",
         )  # fmt: skip
-    moments, crossed, power = _moments(work, layer)
-    weight = work.state.tensor(layer.weight)
-    matrix = layer.matrix(weight)
-    aim = torch.bmm(matrix, crossed)
-    rest = (torch.bmm(matrix, power) * matrix).sum()
-    return WholeLoss(step=_stepping(layer, rounding, moments, aim, float(rest)))
+    moments, aim, rest = _moments(work, layer)
+    return WholeLoss(step=_stepping(layer, rounding, moments, aim, rest))
 
 
 def _stepping(layer: Layer, rounding: SoftRounding, moments: Tensor, aim: Tensor, rest: float) -> Callable[[], float]:
@@ -90,14 +86,20 @@ def cheapest_error(work: Work) -> Loss | WholeLoss:
 
 
 @torch.no_grad()
-def _moments(work: Work, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
-    """`H`, `C` and `G`, `[groups, d, d]` each."""
-    quantized, crossed, plain = (Moments(layer=layer) for _ in range(3))
-    generator = torch.Generator()
+def _moments(work: Work, layer: Layer) -> tuple[Tensor, Tensor, float]:
+    """`H [groups, d, d]`, `W C [groups, o, d]` and `tr(W G W^T)`; C and G themselves are never made."""
+    matrix, quantized, generator = (
+        layer.matrix(work.state.tensor(layer.weight)),
+        Moments(layer=layer),
+        torch.Generator(),
+    )
+    aim, power, count = torch.zeros_like(matrix), 0.0, 0
     for index in torch.arange(len(work.target)).split(work.method.batch):
         x, read = work.floats[layer.site][index], work.read(layer.site, index)
         for rows, others in zip(layer.rows(x, ALL, generator), layer.rows(read, ALL, generator), strict=True):
-            plain.add(rows)
             quantized.add(others)
-            crossed.add(rows, others)
-    return quantized.mean()[0], crossed.mean(symmetric=False)[0], plain.mean()[0]
+            y = torch.bmm(matrix, rows.permute(1, 2, 0))
+            aim.baddbmm_(y, others.transpose(0, 1))
+            power += float(y.square().sum())
+            count += len(rows)
+    return quantized.mean()[0], aim / count, power / count
