@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from bitwright.errors import BitwrightError, InputError, first_line
 
@@ -80,7 +80,7 @@ def mean_of(scores: np.ndarray) -> Mean:
     mean = float(scores.mean())
     if n < 2:
         return Mean(mean=mean, low=None, high=None)
-    spread = float(student.ppf(0.975, n - 1)) * float(scores.std(ddof=1)) / math.sqrt(n)
+    spread = float(stdtrit(n - 1, 0.975)) * float(scores.std(ddof=1)) / math.sqrt(n)
     return Mean(mean=mean, low=mean - spread, high=mean + spread)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript.version_converter import convert_version
 
 from bitwright.errors import UnsupportedError
 from bitwright.graph.fold import fold_shapes, input_shapes
@@ -118,6 +117,8 @@ def _trim_batchnorm(model: ir.Model) -> None:
 def _to_opset(model: ir.Model, where: str) -> None:
     before = model.graph.opset_imports[""]
     if before < OPSET:
+        from onnxscript.version_converter import convert_version  # half a second, for old files alone
+
         log = logging.getLogger("onnxscript.version_converter")
         level = log.level
         log.setLevel(logging.ERROR)  # it warns of the very fallback that is asked for
