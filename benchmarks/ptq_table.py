@@ -191,7 +191,10 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             lines += [
                 "", f"## {network}, placement {placement}, one scale a {granularity}{simulated}", "",
                 f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
-                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several.", "",
+                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several. "
+                + "Rows of one thread ran beside other work: their seconds are upper bounds." * any(
+                    r.get("threads") == 1 for r in mine
+                ), "",
                 "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",
                 "|---|---|" + "---|" * (len(WIDTHS) + 2),
             ]  # fmt: skip

@@ -29,6 +29,7 @@ LADDER: tuple[Rung, ...] = (
     Rung(name="corrected", recipe="corrected", help="shifts taken back from the biases"),
     Rung(name="closed-form", recipe="closed-form", help="weights of few bits rounded in closed form"),
     Rung(name="tuned", recipe="tuned", help="weights, ranges and biases moved, layer by layer, for a short while"),
+    Rung(name="learned-briefly", recipe="learned-briefly", help="as learned, for a short while"),
     Rung(name="whitepaper", recipe="whitepaper", help="rounding of weights learned, layer by layer"),
     Rung(name="learned", recipe="learned", help="rounding and steps learned, block by block"),
     Rung(name="raise-1/8", recipe="", help="8 bits for an eighth of the sites", raises=1 / 8),
