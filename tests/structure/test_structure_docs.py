@@ -7,22 +7,23 @@ is not compared.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bitwright.cli import main
+
 ROOT = Path(__file__).parents[2]
 MARK = "<!-- run -->"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-CLI = "import sys; from bitwright.cli import main; sys.argv[0] = 'bitwright'; sys.exit(main())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,17 @@ def run_blocks(page: Path, folder: Path) -> int:
     """Run the marked blocks of a page inside `folder`, and say how many there were."""
     names: dict[str, Any] = {"__name__": "__main__"}
     blocks = marked_blocks(page.read_text())
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     for block in blocks:
         if block.language == "python":
             text = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
             exec(compile(text, str(page), "exec"), names)
             continue
         for words in commands(block):
-            command = [sys.executable, "-c", CLI, *words[1:]]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-            told = f"{page}:{block.line}: {shlex.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
-            assert done.returncode == 0, told
+            printed = io.StringIO()  # in this process: a new one takes seconds to import torch
+            with contextlib.chdir(folder), redirect_stdout(printed), redirect_stderr(printed):
+                code = main(words[1:])
+            told = f"{page}:{block.line}: {shlex.join(words)}: exit code {code}\n{printed.getvalue()}"
+            assert code == 0, told
     return len(blocks)
 
 
