@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.ranges.audit import FEWEST_IMAGES, LEAST_COVERAGE, SPLITS, UNSTABLE, WORST, audit, split_changes
@@ -43,6 +43,7 @@ def test_one_outlier_among_many() -> None:
     assert split_change(wide) == pytest.approx(0.5)
 
 
+@settings(max_examples=25)  # each draws a thousand splits
 @given(st.lists(st.floats(0.1, 10), min_size=4, max_size=4, unique=True))
 def test_the_mean_over_splits_is_near_that_of_all_splits(highs: list[float]) -> None:
     extremes = torch.tensor([[0.0, high] for high in highs])
