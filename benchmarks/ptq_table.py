@@ -188,13 +188,13 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             if not mine:
                 continue
             simulated = ", simulated" if any(r["simulated"] for r in mine) else ", served"
+            beside = " Rows of one thread ran beside other work: their seconds are upper bounds."
+            beside = beside if any(r.get("threads") == 1 for r in mine) else ""
             lines += [
                 "", f"## {network}, placement {placement}, one scale a {granularity}{simulated}", "",
                 f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in "
-                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several. "
-                + "Rows of one thread ran beside other work: their seconds are upper bounds." * any(
-                    r.get("threads") == 1 for r in mine
-                ), "",
+                "brackets the drop in points with its 95 % interval of a seed, or mean and deviation of several."
+                + beside, "",
                 "| method | iterations | " + " | ".join(WIDTHS) + " | seconds | peak MB |",
                 "|---|---|" + "---|" * (len(WIDTHS) + 2),
             ]  # fmt: skip

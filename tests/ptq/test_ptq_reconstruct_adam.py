@@ -8,12 +8,12 @@ import sys
 import torch
 from torch import nn
 
-from bitwright.ptq.reconstruct import adam
 from bitwright.ptq.reconstruct.adam import Adam, Group
+from bitwright.ptq.reconstruct.pieces import PIECE
 
 
 def test_the_numbers_are_those_of_torch() -> None:
-    shapes = [(3, 4), (adam.PIECE + 5,), ()]
+    shapes = [(3, 4), (PIECE + 5,), ()]
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     groups = [Group(parameters=ours[:2], rate=1e-2), Group(parameters=ours[2:], rate=3e-3)]

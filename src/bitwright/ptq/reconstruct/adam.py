@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bitwright.ptq.reconstruct.pieces import pieces
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-#: Elements that are worked on at once, so that all five operations find them in the cache.
-PIECE = 1 << 17
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,7 +70,7 @@ class Adam:
                 if parameter not in self.moments:
                     self.moments[parameter] = torch.zeros_like(parameter), torch.zeros_like(parameter)
                 tensors = (parameter, gradient.contiguous(), *self.moments[parameter])
-                for p, g, m, v in zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True):
+                for p, g, m, v in zip(*(pieces(t) for t in tensors), strict=True):
                     m.lerp_(g, 1 - BETA1)
                     v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
                     p.addcdiv_(m, v.sqrt().div_(second).add_(EPSILON), value=-length)

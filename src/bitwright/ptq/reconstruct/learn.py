@@ -11,7 +11,7 @@ from torch import nn
 from bitwright.lookup import lookup
 from bitwright.plan.encoding import Encoding
 from bitwright.ptq.reconstruct.adam import Adam, Group
-from bitwright.ptq.reconstruct.loss import LOSSES, WholeLoss
+from bitwright.ptq.reconstruct.loss import LOSSES, Loss, WholeLoss
 from bitwright.ptq.reconstruct.method import Method
 from bitwright.ptq.reconstruct.work import Work
 
@@ -48,7 +48,6 @@ def learn(work: Work, chunk: int) -> Learned:
     loss_of = lookup(LOSSES, method.loss, "loss").load()(work)
     optimiser = _optimiser(work, method)
     falling = [(group, group.rate) for group in optimiser.groups if group.falls]
-    count, chunks = len(work.target), max(1, method.batch // chunk)
     losses: list[float] = []
     done = 0
     for i in range(method.iterations):
@@ -58,15 +57,7 @@ def learn(work: Work, chunk: int) -> Learned:
             step.time = i / method.iterations
         if work.coin is not None:
             work.coin.keep = method.keep_at(i)
-        total = loss_of.step() if isinstance(loss_of, WholeLoss) else 0.0
-        for part in range(0 if isinstance(loss_of, WholeLoss) else chunks):
-            index = torch.randint(count, (min(chunk, method.batch),), generator=work.generator)
-            if part:  # the regulariser, which enters by its gradient, counts once
-                for rounding in work.weights.values():
-                    rounding.beta = None
-            loss = loss_of(index) / chunks
-            loss.backward()
-            total += float(loss.detach())
+        total = loss_of.step() if isinstance(loss_of, WholeLoss) else _descend(work, loss_of, chunk)
         if not math.isfinite(total):
             return Learned(iterations=i, first=_mean(losses[:LOOK]), last=total, undecided=1.0, diverged=True)
         losses.append(total)
@@ -79,6 +70,21 @@ def learn(work: Work, chunk: int) -> Learned:
                 break
     undecided = max((rounding.undecided() for rounding in work.weights.values()), default=0.0)
     return Learned(iterations=done, first=_mean(losses[:LOOK]), last=_mean(losses[-LOOK:]), undecided=undecided)
+
+
+def _descend(work: Work, loss_of: Loss, chunk: int) -> float:
+    """The loss of a drawn batch, whose gradients are left; it passes in chunks."""
+    batch, total = work.method.batch, 0.0
+    chunks = max(1, batch // chunk)
+    for part in range(chunks):
+        index = torch.randint(len(work.target), (min(chunk, batch),), generator=work.generator)
+        if part:  # the regulariser, which enters by its gradient, counts once
+            for rounding in work.weights.values():
+                rounding.beta = None
+        loss = loss_of(index) / chunks
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 def _mean(values: list[float]) -> float:

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.plan.encoding import Encoding
+from bitwright.ptq.reconstruct.pieces import pieces
 
 ZETA, GAMMA = 1.1, -0.1
 STRETCH = ZETA - GAMMA
 LOWEST = torch.tensor(GAMMA)
-#: Weights that are worked on at once: half a megabyte of each of their tensors.
-PIECE = 1 << 17
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -136,7 +135,7 @@ def soft_weight(v: Tensor, value: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
     few weights what counts is how many operations there are.
     """
     sigmoid, found = torch.empty_like(v), torch.empty_like(value)
-    for part, base, step, s, out in zip(*(_pieces(t) for t in (v, value, gap, sigmoid, found)), strict=True):
+    for part, base, step, s, out in zip(*(pieces(t) for t in (v, value, gap, sigmoid, found)), strict=True):
         h = torch.add(LOWEST, torch.sigmoid(part, out=s), alpha=STRETCH).clamp_(0, 1)
         torch.addcmul(base, step, h, out=out)
     return found, sigmoid
@@ -145,7 +144,7 @@ def soft_weight(v: Tensor, value: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
 def soft_gradient(upstream: Tensor, sigmoid: Tensor, gap: Tensor, beta: float, strength: float) -> Tensor:
     """The gradient of `loss + strength sum(1 - |2 h - 1|^beta)` for V, from the loss's gradient for the weight."""
     found = torch.empty_like(sigmoid)
-    for s, step, given, out in zip(*(_pieces(t) for t in (sigmoid, gap, upstream, found)), strict=True):
+    for s, step, given, out in zip(*(pieces(t) for t in (sigmoid, gap, upstream, found)), strict=True):
         stretched = torch.add(LOWEST, s, alpha=STRETCH)
         total = given * step
         if strength:
@@ -173,8 +172,3 @@ class _SoftWeight(torch.autograd.Function):
         sigmoid, gap = ctx.saved_tensors
         found = soft_gradient(gradients[0].contiguous(), sigmoid, gap, ctx.beta, ctx.strength)
         return found, None, None, None, None
-
-
-def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    flat = tensor.detach().view(-1)
-    return (flat,) if len(flat) <= PIECE else flat.split(PIECE)
