@@ -6,8 +6,10 @@ import importlib.util
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from bitwright.errors import BitwrightError, GoalError, InputError, UnsupportedError
 from bitwright.search.jobs import EXECUTORS, task
-from bitwright.search.jobs.cluster import RayCluster
+from bitwright.search.jobs.cluster import RayCluster, _answers
 from bitwright.search.jobs.executor import Executor, died
 from bitwright.search.jobs.here import Here
 from bitwright.search.jobs.processes import Processes
@@ -80,6 +82,29 @@ def die_always(job: str) -> str:
 def test_an_address_at_which_nothing_answers_is_named() -> None:
     with pytest.raises(InputError, match=r"^ray 127\.0\.0\.1:1: no cluster answers: .*refused"):
         RayCluster(address="127.0.0.1:1").run(refuse, ["a"])
+
+
+@pytest.mark.xdist_group("ray")
+@RAY[1]
+@pytest.mark.parametrize(
+    ("words", "told"), [(b"SSH-2.0-none\r\n", "something else listens there"), (b"", "timed out")]
+)
+def test_another_server_at_the_address_is_told(words: bytes, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitwright.search.jobs.cluster.TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        accepted: list[socket.socket] = []
+
+        def answer() -> None:
+            accepted.append(server.accept()[0])
+            accepted[0].sendall(words)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(InputError, match=f"^ray {address}: no cluster answers: {told}"):
+            RayCluster(address=address).run(refuse, ["a"])
+        thread.join()
+        accepted[0].close()
 
 
 # Every executor.
@@ -235,6 +260,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_cluster_that_others_started_gets_the_path_with_each_job(
     cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _answers(cluster.address)  # what is asked before this process connects
     monkeypatch.setattr("bitwright.search.jobs.cluster._STARTED", set())
     assert RayCluster(address="auto", workers=1).run(refuse, ["a", "b"]) == ["a", "b"]
 

@@ -224,16 +224,22 @@ def _messages_to_stderr(ray: Any) -> Iterator[None]:
 
 
 def _answers(address: str) -> None:
-    """Whether anything listens there: Ray itself would wait for most of a minute.
+    """Whether a server of HTTP/2 is there, which Ray's is: Ray itself would try for minutes.
 
     Raises:
-        InputError: nothing does.
+        InputError: none is.
+
+    Source: RFC 9113, section 3.4: after the client's first words the server's begin with a frame of type 4.
     """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+        with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            answer = connection.recv(9)
     except (OSError, OverflowError) as error:
         raise _unreachable(address, first_line(error)) from error
+    if answer[3:4] != b"\4":
+        raise _unreachable(address, "something else listens there")
 
 
 def _unreachable(address: str, why: str) -> InputError:
