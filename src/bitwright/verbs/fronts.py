@@ -12,6 +12,7 @@ from bitwright.cost import COSTS
 from bitwright.cost.budget import spelled
 from bitwright.deploy.evaluate import Drop
 from bitwright.deploy.writer import write_bytes
+from bitwright.errors import InputError
 from bitwright.lookup import lookup
 from bitwright.search.problem import Assignment
 from bitwright.search.solvers.pareto import not_dominated
@@ -61,9 +62,30 @@ class Front:
             InputError: another ending, or points without accuracy.
             UnsupportedError: matplotlib is not installed.
         """
-        from bitwright.verbs.front_picture import picture
+        from bitwright.report.front import FrontPoint, picture
 
-        write_bytes(path, picture(self, Path(path).suffix))
+        form = Path(path).suffix.removeprefix(".").lower()
+        drawn = [
+            FrontPoint(label=f"{point.mean_bits:.2f} bits", cost=point.costs[self.over], kind=point.kind,
+                       **_accuracy(point.drop))
+            for point in self.points if point.drop is not None
+        ]  # fmt: skip
+        if not drawn or self.reference is None:
+            raise InputError("plot", "points without accuracy", "labelled images to measure points on")
+        reference = FrontPoint(
+            label="float", cost=self.float_costs[self.over], kind="float", accuracy=self.reference,
+            low=self.reference, high=self.reference,
+        )  # fmt: skip
+        title = f"{self.searching.aim.method}, points by {self.searching.recipe}"
+        content = picture([*drawn, reference], cost=self.over, unit=unit(self.over), title=title, form=form)
+        write_bytes(path, content)
+
+
+def _accuracy(drop: Mapping[str, float]) -> dict[str, float]:
+    """Accuracy with the interval of the difference to float, which is known better than either."""
+    accuracy, reference = drop["accuracy"], drop["reference"]
+    low, high = min(accuracy, reference - drop["high"]), max(accuracy, reference - drop["low"])
+    return {"accuracy": accuracy, "low": max(0.0, low), "high": min(1.0, high)}
 
 
 def found_front(searching: Searching) -> Front:

@@ -184,7 +184,8 @@ def _images(
         check_labels(measured, network, str(eval_data or data))
     if not eval_data:
         terminal.note("note: points are measured on the calibration images; give --eval-data for others")
-    job = {"data": data, "eval_data": eval_data or data, "images": digests, **opened}
+    own = {"data": data, "eval_data": eval_data or data, "eval_limit": 0 if eval_data else opened["limit"]}
+    job = {**own, "images": digests, **opened}
     return Images(calibration=calibration, validation=validation, measured=measured, same=not eval_data, job=job)
 
 

@@ -45,7 +45,8 @@ class PointJob:
         network: path of the float network.
         data, eval_data: images to calibrate with, and labelled ones to measure on; paths, or what `quantize` takes.
         images: what identifies them.
-        batch, limit, skip_bad, preprocess: as `quantize` has them; the limit is of `data` alone.
+        batch, limit, skip_bad, preprocess: as `quantize` has them; the limit is of `data`.
+        eval_limit: the same of `eval_data`.
         plan: as JSON.
         recipe: name or path.
         settings: `{step: {setting: value}}`.
@@ -61,6 +62,7 @@ class PointJob:
     images: str
     batch: int
     limit: int
+    eval_limit: int
     skip_bad: bool
     preprocess: Mapping[str, Any]
     plan: str
@@ -73,7 +75,17 @@ class PointJob:
     @property
     def key(self) -> str:
         """What it is made from, as one number in text."""
-        steps = repr((load_recipe(self.recipe), self.settings, self.batch, self.limit, self.preprocess, self.seed))
+        steps = repr(
+            (
+                load_recipe(self.recipe),
+                self.settings,
+                self.batch,
+                self.limit,
+                self.eval_limit,
+                self.preprocess,
+                self.seed,
+            )
+        )
         measured = repr((self.costs, self.verified))
         network = Path(self.network).read_bytes()
         texts = (__version__, steps, measured, self.images, self.plan, hashlib.sha256(network).hexdigest())
@@ -102,7 +114,7 @@ def make_point(job: PointJob) -> dict[str, Any]:
     network = float_network(job.network)
     reference = model_bytes(network)
     batches = _data(job, network, job.data, job.limit)
-    measured = _data(job, network, job.eval_data, 0)
+    measured = _data(job, network, job.eval_data, job.eval_limit)
     quantized = run_recipe(
         network, batches, load_recipe(job.recipe), job.settings, terminal, target=_target(job), set=(), ends=None,
         plan=plan_from_json(json.loads(job.plan)),
