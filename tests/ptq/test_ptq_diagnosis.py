@@ -139,7 +139,7 @@ def test_a_network_that_steps_changed_is_told_from_the_float_file(calibrated: An
 
 def test_what_cannot_be_switched_is_refused(placed: Any, batches_of: Any) -> None:
     state = placed(NODES, constants(), (3, 6, 6))
-    with pytest.raises(InputError, match="debug: the network has no ranges; expected a calibrated network"):
+    with pytest.raises(InputError, match="switches: the network has no ranges; expected a calibrated network"):
         Switched(state)
     state = placed(NODES, constants(), (3, 6, 6), "y:A=dynamic")
     state = run_chain([Calibrate()], state, batches_of(state, IMAGES, 4))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from bitwright.errors import InputError
 from bitwright.formats.affine import dequantize, fake_quantize, quantize
 from bitwright.formats.levels import encode_levels, midpoints
-from bitwright.plan.spec import QSpec
+from bitwright.plan.spec import QSpec, spec_from_json, spec_to_json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,3 +68,25 @@ class Encoding:
         if self.levels is not None:
             return x + (self.dequantize(self.quantize(x.detach())) - x).detach()
         return fake_quantize(x, *self.parameters(x), self.spec.grid)
+
+
+def to_plain(encoding: Encoding) -> dict[str, Any]:
+    """Tensors and plain JSON values, as `torch.save` keeps them."""
+    fields = {f.name: getattr(encoding, f.name) for f in dataclasses.fields(encoding)}
+    return fields | {"spec": spec_to_json(encoding.spec)}
+
+
+def from_plain(entry: Mapping[str, Any], where: str) -> Encoding:
+    """The encoding that `to_plain` took apart; `where` is what errors call it.
+
+    Example:
+        >>> import torch
+        >>> spec = QSpec(bits=4)
+        >>> there = Encoding(spec=spec, scale=torch.tensor(0.5), zero_point=torch.tensor(0))
+        >>> from_plain(to_plain(there), "x").spec == spec
+        True
+    """
+    spec = spec_from_json(entry["spec"], where)
+    if not isinstance(spec, QSpec):
+        raise InputError(where, f"is {entry['spec']!r}", "the spec of a quantized site")
+    return Encoding(**{**entry, "spec": spec})

@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.program import FakeQuantize, FakeQuantizeBias
 from bitwright.pipeline import State
+from bitwright.plan.encoding import Encoding
+from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived, QSpec
 from bitwright.ptq.programs import simulated_program
 
@@ -22,15 +24,21 @@ Values = Mapping[fx.Node, Any]
 
 
 class Switch(nn.Module):
-    """A quantizer that is bypassed while it is off."""
+    """Quantizers of a site, of which one or none is on.
 
-    def __init__(self, quantizer: nn.Module) -> None:
+    Attributes:
+        options: what there is to choose from.
+        at: index of the one that is on; None while all are bypassed.
+    """
+
+    def __init__(self, *options: nn.Module) -> None:
         super().__init__()
-        self.quantizer, self.on = quantizer, False
+        self.options: Sequence[nn.Module] = list(options)
+        self.at: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantized, or as it came."""
-        result: Tensor = self.quantizer(x) if self.on else x
+        result: Tensor = x if self.at is None else self.options[self.at](x)
         return result
 
 
@@ -48,7 +56,53 @@ class Chosen(nn.Module):
         return self.values
 
 
-class Switched:
+class Board:
+    """A simulation whose switches are turned; what comes before a switch is not computed again.
+
+    Args:
+        state: placed and calibrated.
+        switches: `{site: switch}`, of weights, biases and activations.
+        groups: `{name: sites}` that are turned together.
+        outputs: values to give; those of the network if empty.
+    """
+
+    def __init__(
+        self, state: State, switches: Mapping[str, Switch], groups: Mapping[str, Sequence[str]],
+        outputs: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.switches = dict(switches)
+        self.program = simulated_program(state, outputs=outputs, quantizers=self.switches)
+        self._interpreter = fx.Interpreter(self.program.module, garbage_collect_values=False)
+        self._after = {name: self._downstream(sites) for name, sites in groups.items()}
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor], known: Values | None = None) -> tuple[tuple[Tensor, ...], Values]:
+        """Outputs, and the value of every node; what is `known` is not computed again."""
+        arguments = [inputs[name] for name in self.program.inputs]
+        outputs = self._interpreter.run(*arguments, initial_env=dict(known or {}))
+        return outputs, self._interpreter.env
+
+    def unchanged(self, values: Values, group: str) -> Values:
+        """What of a run's values does not depend on the switches of a group."""
+        after = self._after[group]
+        return {node: value for node, value in values.items() if node not in after and node.op != "output"}
+
+    def share_after(self, group: str) -> float:
+        """Share of the program's nodes that a turn of this group computes again."""
+        return len(self._after[group]) / len(self.program.module.graph.nodes)
+
+    def _downstream(self, sites: Sequence[str]) -> set[fx.Node]:
+        module = self.program.module
+        own = {id(self.switches[site]) for site in sites}
+        found: set[fx.Node] = set()
+        for node in module.graph.nodes:
+            is_own = node.op == "call_module" and id(module.get_submodule(str(node.target))) in own
+            if is_own or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
+
+class Switched(Board):
     """The simulation of a state with a switch at every site.
 
     Attributes:
@@ -69,36 +123,26 @@ class Switched:
     """
 
     def __init__(self, state: State, outputs: Sequence[str] = ()) -> None:
-        plan = state.plan
-        if plan is None or not state.encodings:
-            raise InputError("debug", "the network has no ranges", "a calibrated network", "let calibrate run before")
-        if "dynamic" in plan.modes.values():
-            region = next(r for r, mode in plan.modes.items() if mode == "dynamic")
-            raise UnsupportedError(
-                f"region {region!r}", "finds its activation range at run time (A=dynamic), which cannot be switched",
-                "calibrated ranges", "leave A=dynamic out while debugging",
-            )  # fmt: skip
-        self._switches: dict[str, Switch] = {}
+        plan = calibrated(state)
+        switches: dict[str, Switch] = {}
         self._members: dict[str, list[str]] = {}
         weights: list[str] = []
         activations: list[str] = []
         for site, spec in plan.sites.items():
             if isinstance(spec, QSpec):
                 constant = site in state.model.graph.initializers
-                self._switches[site] = Switch(_constant(state, site) if constant else _activation(state, site))
+                encoding = state.encodings[site]
+                switches[site] = Switch(
+                    chosen(encoding, state.tensor(site)) if constant else FakeQuantize(encoding)
+                )  # fmt: skip
                 self._members.setdefault(site, []).insert(0, site)
                 (weights if constant else activations).append(site)
             elif isinstance(spec, Derived):
                 pair = state.encoding(spec.input), state.encoding(spec.weight)
-                self._switches[site] = Switch(FakeQuantizeBias(*pair))
+                switches[site] = Switch(FakeQuantizeBias(*pair))
                 self._members.setdefault(spec.weight, []).append(site)
         self.weights, self.activations = tuple(weights), tuple(activations)
-        # Stored weights of float layers (A=float) are constants of the program, which no switch reaches.
-        stored = {s for r in plan.modes for s in plan.regions[r]}
-        kept = state.but(encodings={s: e for s, e in state.encodings.items() if s not in stored})
-        self.program = simulated_program(kept, outputs=outputs, quantizers=self._switches)
-        self._interpreter = fx.Interpreter(self.program.module, garbage_collect_values=False)
-        self._after = {site: self._downstream(site) for site in self.sites}
+        super().__init__(without_stored(state, plan), switches, self._members, outputs)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -109,35 +153,34 @@ class Switched:
         """Switch the sites of `on` on, and all others off."""
         for site in self.sites:
             for member in self._members[site]:
-                self._switches[member].on = site in on
-
-    @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor], known: Values | None = None) -> tuple[tuple[Tensor, ...], Values]:
-        """Outputs, and the value of every node; what is `known` is not computed again."""
-        arguments = [inputs[name] for name in self.program.inputs]
-        outputs = self._interpreter.run(*arguments, initial_env=dict(known or {}))
-        return outputs, self._interpreter.env
-
-    def unchanged(self, values: Values, site: str) -> Values:
-        """What of a run's values does not depend on the switch of a site."""
-        after = self._after[site]
-        return {node: value for node, value in values.items() if node not in after and node.op != "output"}
-
-    def _downstream(self, site: str) -> set[fx.Node]:
-        module = self.program.module
-        own = {id(self._switches[member]) for member in self._members[site]}
-        found: set[fx.Node] = set()
-        for node in module.graph.nodes:
-            is_own = node.op == "call_module" and id(module.get_submodule(str(node.target))) in own
-            if is_own or not found.isdisjoint(node.all_input_nodes):
-                found.add(node)
-        return found
+                self.switches[member].at = 0 if site in on else None
 
 
-def _constant(state: State, site: str) -> nn.Module:
-    encoding, tensor = state.encodings[site], state.tensor(site)
+def calibrated(state: State) -> Plan:
+    """The plan of a state all of whose sites can be switched.
+
+    Raises:
+        InputError: the state is not calibrated.
+        UnsupportedError: layers whose ranges are found at run time.
+    """
+    plan = state.plan
+    if plan is None or not state.encodings:
+        raise InputError("switches", "the network has no ranges", "a calibrated network", "let calibrate run before")
+    if "dynamic" in plan.modes.values():
+        region = next(r for r, mode in plan.modes.items() if mode == "dynamic")
+        raise UnsupportedError(
+            f"region {region!r}", "finds its activation range at run time (A=dynamic), which cannot be switched",
+            "calibrated ranges", "leave A=dynamic out while debugging or searching",
+        )  # fmt: skip
+    return plan
+
+
+def without_stored(state: State, plan: Plan) -> State:
+    """The state whose stored weights of float layers (A=float), which no switch reaches, are as they came."""
+    stored = {s for r in plan.modes for s in plan.regions[r]}
+    return state.but(encodings={s: e for s, e in state.encodings.items() if s not in stored})
+
+
+def chosen(encoding: Encoding, tensor: Tensor) -> Chosen:
+    """A constant at its codes."""
     return Chosen(encoding.dequantize(encoding.codes_of(tensor)))
-
-
-def _activation(state: State, site: str) -> nn.Module:
-    return FakeQuantize(state.encodings[site])

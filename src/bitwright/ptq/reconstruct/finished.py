@@ -5,7 +5,6 @@ A folder belongs to one run: network, plan, encodings, images and settings. Anot
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -19,8 +18,7 @@ import torch
 from bitwright.data.batches import Batch
 from bitwright.errors import InputError, first_line
 from bitwright.pipeline import State
-from bitwright.plan.encoding import Encoding
-from bitwright.plan.spec import spec_from_json, spec_to_json
+from bitwright.plan.encoding import from_plain, to_plain
 from bitwright.ptq.reconstruct.method import Method
 
 MARK = "run.json"
@@ -78,18 +76,12 @@ class Finished:
         if not file.is_file():
             return None
         content: dict[str, Any] = torch.load(file, weights_only=True)
-        content["encodings"] = {
-            site: Encoding(spec=spec_from_json(entry.pop("spec"), site), **entry)  # type: ignore[arg-type]
-            for site, entry in content["encodings"].items()
-        }
+        content["encodings"] = {site: from_plain(entry, site) for site, entry in content["encodings"].items()}
         return content
 
     def save(self, i: int, changes: Mapping[str, Any]) -> None:
         """Keep what was found for unit `i`."""
-        encodings = {
-            site: {f.name: getattr(e, f.name) for f in dataclasses.fields(e)} | {"spec": spec_to_json(e.spec)}
-            for site, e in changes["encodings"].items()
-        }
+        encodings = {site: to_plain(encoding) for site, encoding in changes["encodings"].items()}
         _whole(self.folder / f"unit-{i}.pt", lambda part: torch.save({**changes, "encodings": encodings}, part))
 
 

@@ -1,0 +1,19 @@
+"""How much the network suffers from each width of each group: one measure a file."""
+
+from __future__ import annotations
+
+from bitwright.lookup import Row
+
+_HOME = "bitwright.search.sensitivity"
+
+SENSITIVITIES: dict[str, Row] = {
+    "sqnr": Row(f"{_HOME}.sqnr:Sqnr", "noise over signal of the outputs, one group quantized at a time"),
+    "kl": Row(f"{_HOME}.kl:Kl", "divergence of the outputs from float, one group lowered in the widest network"),
+    "zeroq": Row(
+        f"{_HOME}.zeroq:ZeroQ", "divergence with only one group's weights quantized; works on distilled data"
+    ),
+    "adaquant": Row(f"{_HOME}.adaquant:AdaQuantLoss", "loss with one group lowered, less that of the widest network"),
+    "accuracy": Row(
+        f"{_HOME}.accuracy:Accuracy", "accuracy lost with one group lowered in the widest network; labels"
+    ),
+}
