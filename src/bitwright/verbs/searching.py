@@ -194,6 +194,9 @@ class Searching:
         self.tables: dict[str, tuple[Table, ...]] = {}
         for name in self.aim.costs:
             self.tables[name] = tables_of(self.cost(name), self.library.state, self.space)
+        for table in self.tables.get("latency", ()):
+            for line in getattr(table, "notes", list)():
+                self.terminal.note(f"latency: {line}")
         self.costs = {
             f"{name}{'' if i == 0 else f' ({i + 1})'}": self.space.cost(table)
             for name, tables in self.tables.items() for i, table in enumerate(tables)
