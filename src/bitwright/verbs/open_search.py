@@ -86,9 +86,9 @@ def open_search(
     model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "sqnr",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
-    solver: str = "",
-    weights: Sequence[int] = (), activations: Sequence[int] = (), tied: bool = False, free_ends: bool = False,
-    val_data: Any = None, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
+    solver: str = "", weights: Sequence[int] = (), activations: Sequence[int] = (), tied: bool = False,
+    free_ends: bool = False,
+    val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
     ends: int | None = None, verify_images: int = 64, processes: int = 1, ray: str = "", example: Any = None,
     shapes: Sequence[str] = (), batch: int = 32, limit: int = 0, skip_bad: bool = False,
@@ -112,6 +112,7 @@ def open_search(
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
         weights, activations, tied, free_ends: what moves (`Widths`).
         val_data: images that the method measures on; those of `data`, or half of them, if None.
+        val_limit: use so many of them at most, balanced over classes; 0 for all.
         eval_data: labelled images to measure points on; `data` if None.
         inside: recipe that calibrates every width.
         recipe: recipe of points; `inside` if empty.
@@ -160,7 +161,9 @@ def open_search(
     opened = {
         "batch": batch, "limit": limit, "skip_bad": skip_bad, "preprocess": dict(preprocess or {}),
     }  # fmt: skip
-    images = _images(network, data, val_data, eval_data, aim, opened, terminal)
+    if val_limit and not val_data:
+        raise InputError("--val-limit", f"is {val_limit}, and there are no --val-data", "both, or --limit")
+    images = _images(network, data, (val_data, val_limit), eval_data, aim, opened, terminal)
     return Searching(
         network=network, images=images, placing=placing, aim=aim, recipe=recipe or inside,
         widths=Widths(weights=tuple(weights), activations=tuple(activations), tied=tied, ends=free_ends),
@@ -170,10 +173,19 @@ def open_search(
 
 
 def _images(
-    network: ir.Model, data: Any, val_data: Any, eval_data: Any, aim: Aim, opened: dict[str, Any], terminal: Terminal
+    network: ir.Model,
+    data: Any,
+    validation_of: tuple[Any, int],
+    eval_data: Any,
+    aim: Aim,
+    opened: dict[str, Any],
+    terminal: Terminal,
 ) -> Images:
     calibration: Batches = data_for(network, data, terminal, **opened)
-    validation: Batches | None = data_for(network, val_data, terminal, **opened) if val_data else None
+    val_data, val_limit = validation_of
+    validation: Batches | None = None
+    if val_data:
+        validation = data_for(network, val_data, terminal, **opened | {"limit": val_limit})
     measured = data_for(network, eval_data, terminal, **opened | {"limit": 0}) if eval_data else calibration
     digests = f"{digest_of(calibration)} {digest_of(measured)}"
     method = lookup(SENSITIVITIES, aim.method, "method").load()

@@ -28,6 +28,7 @@ class GroupFlags(ShapeFlag, DataFlags):
     model: str = argument("an ONNX file, a .pt2 file, or module:callable returning an nn.Module")
     data_path: str = option("", "images that set ranges: a folder, .npz, .zip or module:callable", "--data", "-d")
     val_data: str = option("", "images that the method measures on; those of --data, or half of them, if not given")
+    val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
     method: str = option("sqnr", "how widths are judged: sqnr, kl, zeroq, adaquant, accuracy, hawq, fisher, msq ...")
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")
     weights: str = option("", "widths of weights to choose from, as 8,4,2; the target's own of 2 bits and more if not")
@@ -43,7 +44,8 @@ class GroupFlags(ShapeFlag, DataFlags):
     def given(self) -> dict[str, Any]:
         """These flags as arguments of `open_search`."""
         return {
-            "model": self.model, "data": self.data_path, "val_data": self.val_data, "method": self.method,
+            "model": self.model, "data": self.data_path, "val_data": self.val_data,
+            "val_limit": self.val_limit, "method": self.method,
             "measure": parse_settings([f"method.{text}" for text in self.measure]).get("method", {}),
             "weights": whole_numbers("--weights", self.weights),
             "activations": whole_numbers("--activations", self.activations), "tied": self.tied,
