@@ -16,4 +16,6 @@ SENSITIVITIES: dict[str, Row] = {
     "accuracy": Row(
         f"{_HOME}.accuracy:Accuracy", "accuracy lost with one group lowered in the widest network; labels"
     ),
+    "hawq": Row(f"{_HOME}.hawq:Hawq", "trace of the loss's Hessian times squared noise, of weights alone; labels"),
+    "fisher": Row(f"{_HOME}.fisher:Fisher", "squared gradients of single images times squared noise; labels"),
 }
