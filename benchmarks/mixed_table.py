@@ -120,7 +120,7 @@ def row_of(front_point: Any, key: dict[str, Any], seconds: float) -> dict[str, A
 
 def uniform(key: dict[str, Any], flags: Any) -> dict[str, Any]:
     """The file of one width."""
-    search = searching(key["network"], key["seed"], key["recipe"], flags, method="size")
+    search = searching(key["network"], key["seed"], key["recipe"], flags)
     search.prepare()
     choices = next(c for c in search.uniform() if search.space.groups[0].choices[c[0]].weight == key["bits"])
     (point,) = search.write([("uniform", search.problem().assignment(choices))])

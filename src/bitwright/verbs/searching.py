@@ -179,6 +179,7 @@ class Searching:
         self.measure = _made(SENSITIVITIES, self.aim.method, self.aim.measure, "method")
         # An order that needs labelled images has a walk of its own; what it costs is said before it begins.
         self.orders = hasattr(self.measure, "trajectory")
+        self.loss: Additive | None = None
         self._check_labels()
         self.library = library_of(
             self.network, images.calibration, self.placing, self.base, self.space, self.shelf, terminal
@@ -254,7 +255,7 @@ class Searching:
         if self.orders:
             return self.steps(limits)[-1]
         solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-        best: Assignment = solver(self._problem(self.loss, self._all_limits(limits))).best
+        best: Assignment = solver(self._problem(self.loss or self._any_loss(), self._all_limits(limits))).best
         return best
 
     def uniform(self) -> list[Choices]:
@@ -306,7 +307,7 @@ class Searching:
                 "to_float_high": checked.measured.to_float.high, "predicted_ms": checked.predicted_ms,
                 "predicted_to_float": checked.predicted_to_float,
             }  # fmt: skip
-        loss = self.loss.of(choices) if not self.orders else None
+        loss = None if self.loss is None else self.loss.of(choices)
         return Point(
             name=Path(job.folder).name, kind=kind, choices=choices, widths=widths,
             mean_bits=self.space.mean_bits(choices), loss=loss, predicted=predicted, found=row, latency=latency,
@@ -329,7 +330,7 @@ class Searching:
 
     def problem(self) -> Problem:
         """Groups, costs and, where the sensitivity has one, the loss; without limits."""
-        return self._problem(self._any_loss() if self.orders else self.loss, {})
+        return self._problem(self.loss or self._any_loss(), {})
 
     def cannot(self, limits: Mapping[str, float]) -> bool:
         """Whether no choice of widths is within limits."""
