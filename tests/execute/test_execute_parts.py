@@ -44,6 +44,17 @@ def test_without_quantizers_a_simulation_is_the_float_network(state: State) -> N
     assert not torch.equal(quiet, simulated_program(state).module(x)[0])
 
 
+def test_a_quantizer_may_stand_at_several_sites(state: State) -> None:
+    """As that of a shared encoding does: what comes after it keeps a module of its own."""
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert state.plan is not None
+    sites = [site for site in state.encodings if site not in state.model.graph.initializers]
+    one = nn.Identity()
+    same = simulated_program(state, quantizers=dict.fromkeys(sites[:3], one)).module(x)[0]
+    assert torch.equal(same, simulated_program(state, quantizers={s: nn.Identity() for s in sites[:3]}).module(x)[0])
+    assert not torch.equal(same, simulated_program(state).module(x)[0])
+
+
 def test_a_part_names_what_it_lacks(state: State) -> None:
     block = next(b for b in find_blocks(state.model) if len(b.regions) > 2)
     inside = block.regions[0].output.name or ""

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -247,6 +248,7 @@ class _Builder:
         self.model, self.overlay, self.mode, self.plan, self.encodings = model, overlay, mode, plan, encodings
         self.quantizers = quantizers
         self.root = nn.Module()
+        self.numbers = itertools.count()
         self.graph = fx.Graph()
         self.real: dict[str, fx.Node] = {}
         self.codes: dict[str, fx.Node] = {}
@@ -282,7 +284,7 @@ class _Builder:
         return self.mode != "float" and self.plan is not None and self.plan.qspec(value.name or "") is not None
 
     def _module(self, kind: str, module: nn.Module) -> str:
-        name = f"{kind}_{len(list(self.root.children()))}"
+        name = f"{kind}_{next(self.numbers)}"  # one of its own each time: a module may stand in several places
         self.root.add_module(name, module)
         return name
 
