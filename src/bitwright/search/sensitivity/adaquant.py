@@ -41,6 +41,7 @@ class AdaQuantLoss(OneAtATime):
     base: ClassVar[Literal["float", "widest"]] = "widest"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss not in ("mse", "cross-entropy"):
             raise InputError("adaquant.loss", f"is {self.loss!r}", "mse or cross-entropy")
 

@@ -1,8 +1,15 @@
-"""What every sensitivity is, and the walk of those that run the network once for each choice of each group."""
+"""What every sensitivity is, and the walk of those that run the network once for each choice of each group.
+
+That losses add up is an assumption. Between groups next to each other in execution order, where the noise of one is
+what the other reads, `pairs=neighbours` measures by how much it fails:
+
+    pair_gh[a][b] = loss(g at a and h at b) - loss(g at a) - loss(h at b),   h = g + 1
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -13,10 +20,11 @@ from torch import Tensor
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.pipeline import Progress
+from bitwright.ptq.diagnosis.switches import Values
 from bitwright.search.board import LibraryBoard
 from bitwright.search.kept import Kept
 from bitwright.search.library import Library
-from bitwright.search.problem import Additive
+from bitwright.search.problem import Additive, Group
 from bitwright.search.space import Space
 
 #: Of outputs, those of the float network and the labels: a number for each image, `[images]`.
@@ -49,11 +57,23 @@ class OneAtATime:
 
     `base` is what the other groups are meanwhile: `float` (nothing else is quantized), or `widest` (all at their first
     choice; the loss of a choice is then what it adds).
+
+    Args:
+        pairs: `none`, or `neighbours`: interactions of each group with the next one, by passes with both turned.
+
+    Raises:
+        InputError: other pairs.
     """
+
+    pairs: str = "none"
 
     base: ClassVar[Literal["float", "widest"]]
     needs_labels: ClassVar[bool] = False
     weights_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.pairs not in ("none", "neighbours"):
+            raise InputError("pairs", f"is {self.pairs!r}", "none or neighbours")
 
     def metric(self, y: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
         """A number for each image, `[images]`."""
@@ -64,9 +84,12 @@ class OneAtATime:
         return loss - base
 
     def passes(self, space: Space) -> float:
-        """One for float, one for the base, one for each choice of each group; what does not change is not run."""
-        widest = self.base == "widest"
-        return 2 + sum(len(group.choices) - widest for group in space.groups)
+        """One for float, one for the base, one for each choice of each group, and with `pairs` one for each two
+        choices of neighbours; what does not change is not run.
+        """
+        turned = [len(self._turned(len(group.choices))) for group in space.groups]
+        both = [g * h for g, h in itertools.pairwise(turned)] if self.pairs == "neighbours" else []
+        return 2 + sum(turned) + sum(both)
 
     def __call__(
         self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
@@ -81,7 +104,7 @@ class OneAtATime:
         kept = kept or Kept(None)
         board = LibraryBoard(library)
         groups = library.space.groups
-        sums = np.zeros(1 + sum(len(group.choices) for group in groups))
+        sums = np.zeros(1)
         for number, batch in enumerate(batches):
             name = f"batch {number}"
             found = kept.get(name)
@@ -90,21 +113,36 @@ class OneAtATime:
                 labels = None if batch.labels is None else torch.from_numpy(np.asarray(batch.labels))
                 found = self._batch(board, inputs, labels, batch.valid)
                 kept.put(name, found)
-            sums += np.array(found)
+            sums = sums + np.array(found)
             if images_done is not None:
                 images_done(batch.valid)
-        means = (sums / len(batches)).tolist()
-        values, at = [], 1
+        base, *means = (sums / len(batches)).tolist()
+        left = iter(means)
+        values = []
         for group in groups:
-            row = [self.added(value, means[0]) for value in means[at : at + len(group.choices)]]
+            row = [self.added(next(left), base) for _ in group.choices]
             if self.base == "widest":
                 row[0] = 0.0
             values.append(tuple(row))
-            at += len(group.choices)
-        return Additive(values=tuple(values))
+        pairs = {}
+        for g, (first, second) in enumerate(itertools.pairwise(values)) if self.pairs == "neighbours" else ():
+            both = {(a, b): self.added(next(left), base) for a, b in self._both(len(first), len(second))}
+            pairs[g, g + 1] = tuple(
+                tuple(both[a, b] - x - y if (a, b) in both else 0.0 for b, y in enumerate(second))
+                for a, x in enumerate(first)
+            )
+        return Additive(values=tuple(values), pairs=pairs)
+
+    def _turned(self, choices: int) -> range:
+        """Of so many choices, those that the base does not have."""
+        return range(self.base == "widest", choices)
+
+    def _both(self, first: int, second: int) -> Iterator[tuple[int, int]]:
+        """Choices of two groups that are turned together, in the order in which they are."""
+        return itertools.product(self._turned(first), self._turned(second))
 
     def _batch(self, board: LibraryBoard, inputs: dict[str, Tensor], labels: Tensor | None, valid: int) -> list[float]:
-        """Sums over a batch's images: of the base, then of each choice of each group."""
+        """Sums over a batch's images: of the base, then of each choice of each group, then of pairs of choices."""
         groups, widest = board.library.space.groups, self.base == "widest"
 
         def total(y: Tensor) -> float:
@@ -119,17 +157,28 @@ class OneAtATime:
         if widest:
             board.turn([0] * len(groups))
             outputs, values = board.run(inputs)
-        found = [total(outputs[0]) if widest else 0.0]
-        for group in groups:
+        found, both = [total(outputs[0]) if widest else 0.0], []
+        for group, after in itertools.zip_longest(groups, groups[1:] if self.pairs == "neighbours" else ()):
             known = board.unchanged(values, group.name)
             for choice in range(len(group.choices)):
-                if choice == 0 and widest:
+                if choice not in self._turned(len(group.choices)):
                     found.append(found[0])
                     continue
                 board.turn_group(group.name, choice, weights_only=self.weights_only)
-                found.append(total(board.run(inputs, known)[0][0]))
+                outputs, turned = board.run(inputs, known)
+                found.append(total(outputs[0]))
+                if after is not None:
+                    both += [total(y) for y in self._also(board, inputs, turned, after)]
+                    board.turn_group(after.name, rest)
             board.turn_group(group.name, rest)
-        return found
+        return [*found, *both]
+
+    def _also(self, board: LibraryBoard, inputs: dict[str, Tensor], values: Values, group: Group) -> Iterator[Tensor]:
+        """Outputs with a second group at each of its choices, beside what is turned already."""
+        known = board.unchanged(values, group.name)
+        for choice in self._turned(len(group.choices)):
+            board.turn_group(group.name, choice, weights_only=self.weights_only)
+            yield board.run(inputs, known)[0][0]
 
 
 def divergence(y: Tensor, reference: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""Interactions of neighbouring groups: nothing where losses add up, the whole rest where they do not."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bitwright.data.batches import Batches
+from bitwright.data.opening import open_data
+from bitwright.errors import InputError
+from bitwright.pipeline import State, run_chain
+from bitwright.plan.plan import Plan
+from bitwright.ptq.calibrate import Calibrate
+from bitwright.ptq.diagnosis.switches import Board
+from bitwright.ptq.fold_batchnorm import FoldBatchNorm
+from bitwright.ptq.place import Place
+from bitwright.search.board import LibraryBoard
+from bitwright.search.library import Library, stock
+from bitwright.search.problem import Additive, Problem
+from bitwright.search.sensitivity.adaquant import AdaQuantLoss
+from bitwright.search.sensitivity.kl import Kl
+from bitwright.search.sensitivity.measure import OneAtATime
+from bitwright.search.sensitivity.sqnr import Sqnr
+from bitwright.search.sensitivity.zeroq import ZeroQ
+from bitwright.search.solvers.milp import Milp
+from bitwright.search.space import space_of
+from bitwright.verbs.preparing import float_network, input_specs
+
+X = np.random.default_rng(1).normal(size=(12, 6)).astype(np.float32)
+
+
+class Beside(nn.Module):
+    """Three layers, each with outputs of its own: squared errors add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 4) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], dim=1)
+
+
+def behind() -> nn.Module:
+    """Three layers, one behind the other."""
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+@pytest.fixture(scope="module", params=["beside", "behind"])
+def made(request: pytest.FixtureRequest) -> tuple[str, Library, Batches]:
+    """The kind of network, its library with weights of 8, 3 and 2 bits, and images in three batches."""
+    torch.manual_seed(0)
+    network = float_network(Beside() if request.param == "beside" else behind(), example=torch.from_numpy(X[:2]))
+    batches = open_data({network.graph.inputs[0].name or "": X}, input_specs(network), batch_size=5)
+    start = run_chain([FoldBatchNorm()], State(model=network, reference=network), None)
+
+    def quantized(plan: Plan | None) -> State:
+        return run_chain([Place(ends=0) if plan is None else Place(plan=plan), Calibrate()], start, batches)
+
+    base = quantized(None)
+    library = stock(space_of(base, [8, 3, 2], ends=True), base, quantized)
+    return request.param, library, batches
+
+
+def directly(measure: OneAtATime, library: Library, batches: Batches, choices: tuple[int | None, ...]) -> float:
+    """The mean of a metric with these choices, all run anew."""
+    board, total = LibraryBoard(library), 0.0
+    for batch in batches:
+        inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
+        board.turn([None] * 3, rest=False)
+        reference = board.run(inputs)[0][0].double()
+        board.turn(choices, rest=measure.base == "widest")
+        total += float(measure.metric(board.run(inputs)[0][0].double(), reference, None).sum())
+    return total / len(batches)
+
+
+def test_where_losses_add_up_pairs_are_nothing_and_where_not_they_are_the_rest(
+    made: tuple[str, Library, Batches],
+) -> None:
+    kind, library, batches = made
+    found = AdaQuantLoss(pairs="neighbours")(library, batches)
+    alone = AdaQuantLoss()(library, batches)
+    assert found.values == alone.values and alone.pairs == {}
+    assert sorted(found.pairs) == [(0, 1), (1, 2)]
+    largest = max(abs(value) for matrix in found.pairs.values() for row in matrix for value in row)
+    least = min(value for row in found.values for value in row[1:])
+    assert (largest < 1e-6 * least) if kind == "beside" else (largest > 0.1 * least)
+    base = directly(AdaQuantLoss(), library, batches, (0, 0, 0))
+    for choices in [(2, 1, 0), (1, 2, 0), (0, 1, 1), (0, 2, 1), (0, 0, 0), (2, 0, 1)]:
+        exact = directly(AdaQuantLoss(), library, batches, choices) - base
+        if choices != (2, 0, 1):  # two groups that are no neighbours: only the sum of both
+            assert found.of(choices) == pytest.approx(exact, rel=1e-6, abs=1e-9)
+    if kind == "behind":
+        assert alone.of((2, 1, 0)) != pytest.approx(directly(AdaQuantLoss(), library, batches, (2, 1, 0)) - base, 1e-3)
+
+
+@pytest.mark.parametrize("measure", [Sqnr(pairs="neighbours"), ZeroQ(pairs="neighbours")])
+def test_from_float_on_the_first_choice_has_interactions_too(
+    measure: OneAtATime, made: tuple[str, Library, Batches]
+) -> None:
+    _, library, batches = made
+    found = measure(library, batches)
+    for a, b in itertools.product(range(3), repeat=2):
+        both = found.values[0][a] + found.values[1][b] + found.pairs[0, 1][a][b]
+        assert both == pytest.approx(directly(measure, library, batches, (a, b, None)), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Kl, Sqnr])
+def test_passes_are_those_that_are_run(
+    kind: Any, made: tuple[str, Library, Batches], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, library, batches = made
+    runs: list[Any] = []
+    run = Board.run
+
+    def counted(*args: Any) -> Any:
+        runs.append(args)
+        return run(*args)
+
+    monkeypatch.setattr(Board, "run", counted)
+    for pairs, passes in (("none", 2 + 6), ("neighbours", 2 + 6 + 8)) if kind is Kl else (
+        ("none", 2 + 9), ("neighbours", 2 + 9 + 18)
+    ):  # fmt: skip
+        runs.clear()
+        measure = kind(pairs=pairs)
+        measure(library, batches)
+        assert measure.passes(library.space) == passes
+        floats = 0 if kind is Kl else 1  # nothing is run for a base that is the float network
+        assert len(runs) == 3 * (passes - floats)
+
+
+def test_the_solver_heeds_them(made: tuple[str, Library, Batches]) -> None:
+    """With one more group at 2 bits than losses alone would have, where both together are worse than their sum."""
+    _, library, _ = made
+    groups, bits = library.space.groups, Additive(values=((8.0, 3.0, 2.0),) * 3)
+    values = ((0.0, 1.0, 9.0), (0.0, 1.0, 9.0), (0.0, 1.1, 9.0))
+    worse = {(0, 1): ((0.0, 0.0, 0.0), (0.0, 5.0, 0.0), (0.0, 0.0, 0.0))}
+    problem = {"groups": groups, "costs": {"bits": bits}, "limits": {"bits": 14.0}}
+    assert Milp()(Problem(loss=Additive(values=values), **problem)).best.choices == (1, 1, 0)  # type: ignore[arg-type]
+    paired = Additive(values=values, pairs=worse)
+    assert Milp()(Problem(loss=paired, **problem)).best.choices in [(1, 0, 1), (0, 1, 1)]  # type: ignore[arg-type,operator]
+
+
+@pytest.mark.parametrize("kind", [Kl, AdaQuantLoss])
+def test_other_pairs_are_refused(kind: Any) -> None:
+    with pytest.raises(InputError, match="none or neighbours"):
+        kind(pairs="all")
