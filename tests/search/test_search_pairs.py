@@ -82,20 +82,22 @@ def test_where_losses_add_up_pairs_are_nothing_and_where_not_they_are_the_rest(
     made: tuple[str, Library, Batches],
 ) -> None:
     kind, library, batches = made
-    found = AdaQuantLoss(pairs="neighbours")(library, batches)
+    found, every = (AdaQuantLoss(pairs=pairs)(library, batches) for pairs in ("neighbours", "all"))
     alone = AdaQuantLoss()(library, batches)
-    assert found.values == alone.values and alone.pairs == {}
-    assert sorted(found.pairs) == [(0, 1), (1, 2)]
-    largest = max(abs(value) for matrix in found.pairs.values() for row in matrix for value in row)
+    assert found.values == every.values == alone.values and alone.pairs == {}
+    assert sorted(found.pairs) == [(0, 1), (1, 2)] and sorted(every.pairs) == [(0, 1), (0, 2), (1, 2)]
+    assert all(every.pairs[pair] == matrix for pair, matrix in found.pairs.items())
+    largest = max(abs(value) for matrix in every.pairs.values() for row in matrix for value in row)
     least = min(value for row in found.values for value in row[1:])
     assert (largest < 1e-6 * least) if kind == "beside" else (largest > 0.1 * least)
     base = directly(AdaQuantLoss(), library, batches, (0, 0, 0))
     for choices in [(2, 1, 0), (1, 2, 0), (0, 1, 1), (0, 2, 1), (0, 0, 0), (2, 0, 1)]:
         exact = directly(AdaQuantLoss(), library, batches, choices) - base
-        if choices != (2, 0, 1):  # two groups that are no neighbours: only the sum of both
+        assert every.of(choices) == pytest.approx(exact, rel=1e-6, abs=1e-9)
+        if choices != (2, 0, 1):  # two groups that are no neighbours
             assert found.of(choices) == pytest.approx(exact, rel=1e-6, abs=1e-9)
-    if kind == "behind":
-        assert alone.of((2, 1, 0)) != pytest.approx(directly(AdaQuantLoss(), library, batches, (2, 1, 0)) - base, 1e-3)
+        elif kind == "behind":
+            assert found.of(choices) != pytest.approx(exact, rel=1e-3)
 
 
 @pytest.mark.parametrize("measure", [Sqnr(pairs="neighbours"), ZeroQ(pairs="neighbours")])
@@ -122,9 +124,9 @@ def test_passes_are_those_that_are_run(
         return run(*args)
 
     monkeypatch.setattr(Board, "run", counted)
-    for pairs, passes in (("none", 2 + 6), ("neighbours", 2 + 6 + 8)) if kind is Kl else (
-        ("none", 2 + 9), ("neighbours", 2 + 9 + 18)
-    ):  # fmt: skip
+    turned = 2 if kind is Kl else 3
+    for pairs, count in (("none", 0), ("neighbours", 2), ("all", 3)):
+        passes = 2 + 3 * turned + count * turned**2
         runs.clear()
         measure = kind(pairs=pairs)
         measure(library, batches)
@@ -147,5 +149,5 @@ def test_the_solver_heeds_them(made: tuple[str, Library, Batches]) -> None:
 
 @pytest.mark.parametrize("kind", [Kl, AdaQuantLoss])
 def test_other_pairs_are_refused(kind: Any) -> None:
-    with pytest.raises(InputError, match="none or neighbours"):
-        kind(pairs="all")
+    with pytest.raises(InputError, match="none, neighbours or all"):
+        kind(pairs="some")

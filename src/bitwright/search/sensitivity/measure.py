@@ -1,15 +1,18 @@
 """What every sensitivity is, and the walk of those that run the network once for each choice of each group.
 
-That losses add up is an assumption. Between groups next to each other in execution order, where the noise of one is
-what the other reads, `pairs=neighbours` measures by how much it fails:
+That losses add up is an assumption. `pairs` measures by how much it fails for two groups, and the solver adds it:
 
-    pair_gh[a][b] = loss(g at a and h at b) - loss(g at a) - loss(h at b),   h = g + 1
+    pair_gh[a][b] = loss(g at a and h at b) - loss(g at a) - loss(h at b)
+
+of groups next to each other in execution order (`neighbours`), or of any two (`all`), whose passes grow with the
+square of the number of groups. Noise of two groups meets at the outputs with a sign, so what is left out of some pairs
+does not only make the sum less exact, it makes it uneven: neighbours alone may do worse than none, `all` did not
+(docs/results/exhaustive.md).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -27,6 +30,8 @@ from bitwright.search.library import Library
 from bitwright.search.problem import Additive, Group
 from bitwright.search.space import Space
 
+#: Which two groups are turned together.
+PAIRS = ("none", "neighbours", "all")
 #: Of outputs, those of the float network and the labels: a number for each image, `[images]`.
 Metric = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -59,7 +64,7 @@ class OneAtATime:
     choice; the loss of a choice is then what it adds).
 
     Args:
-        pairs: `none`, or `neighbours`: interactions of each group with the next one, by passes with both turned.
+        pairs: interactions that are measured, by passes with both groups turned: `none`, `neighbours` or `all`.
 
     Raises:
         InputError: other pairs.
@@ -72,8 +77,8 @@ class OneAtATime:
     weights_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.pairs not in ("none", "neighbours"):
-            raise InputError("pairs", f"is {self.pairs!r}", "none or neighbours")
+        if self.pairs not in PAIRS:
+            raise InputError("pairs", f"is {self.pairs!r}", ", ".join(PAIRS[:-1]) + f" or {PAIRS[-1]}")
 
     def metric(self, y: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
         """A number for each image, `[images]`."""
@@ -85,11 +90,10 @@ class OneAtATime:
 
     def passes(self, space: Space) -> float:
         """One for float, one for the base, one for each choice of each group, and with `pairs` one for each two
-        choices of neighbours; what does not change is not run.
+        choices of two groups; what does not change is not run.
         """
-        turned = [len(self._turned(len(group.choices))) for group in space.groups]
-        both = [g * h for g, h in itertools.pairwise(turned)] if self.pairs == "neighbours" else []
-        return 2 + sum(turned) + sum(both)
+        groups = space.groups
+        return 2 + sum(len(self._turned(group)) for group in groups) + len(list(self._both(groups)))
 
     def __call__(
         self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
@@ -124,22 +128,27 @@ class OneAtATime:
             if self.base == "widest":
                 row[0] = 0.0
             values.append(tuple(row))
-        pairs = {}
-        for g, (first, second) in enumerate(itertools.pairwise(values)) if self.pairs == "neighbours" else ():
-            both = {(a, b): self.added(next(left), base) for a, b in self._both(len(first), len(second))}
-            pairs[g, g + 1] = tuple(
-                tuple(both[a, b] - x - y if (a, b) in both else 0.0 for b, y in enumerate(second))
-                for a, x in enumerate(first)
-            )
-        return Additive(values=tuple(values), pairs=pairs)
+        pairs: dict[tuple[int, int], list[list[float]]] = {}
+        for (g, a), (h, b) in self._both(groups):
+            matrix = pairs.setdefault((g, h), [[0.0] * len(values[h]) for _ in values[g]])
+            matrix[a][b] = self.added(next(left), base) - values[g][a] - values[h][b]
+        return Additive(values=tuple(values), pairs={at: tuple(map(tuple, matrix)) for at, matrix in pairs.items()})
 
-    def _turned(self, choices: int) -> range:
-        """Of so many choices, those that the base does not have."""
-        return range(self.base == "widest", choices)
+    def _turned(self, group: Group) -> range:
+        """The choices that the base does not have."""
+        return range(self.base == "widest", len(group.choices))
 
-    def _both(self, first: int, second: int) -> Iterator[tuple[int, int]]:
-        """Choices of two groups that are turned together, in the order in which they are."""
-        return itertools.product(self._turned(first), self._turned(second))
+    def _after(self, groups: Sequence[Group], g: int) -> range:
+        """The groups after g that are turned together with it."""
+        ends = {"none": g + 1, "neighbours": min(g + 2, len(groups)), "all": len(groups)}
+        return range(g + 1, ends[self.pairs])
+
+    def _both(self, groups: Sequence[Group]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """`(g, choice of g), (h, choice of h)` that are turned together, in the order in which they are."""
+        for g, group in enumerate(groups):
+            for a in self._turned(group):
+                for h in self._after(groups, g):
+                    yield from (((g, a), (h, b)) for b in self._turned(groups[h]))
 
     def _batch(self, board: LibraryBoard, inputs: dict[str, Tensor], labels: Tensor | None, valid: int) -> list[float]:
         """Sums over a batch's images: of the base, then of each choice of each group, then of pairs of choices."""
@@ -158,25 +167,24 @@ class OneAtATime:
             board.turn([0] * len(groups))
             outputs, values = board.run(inputs)
         found, both = [total(outputs[0]) if widest else 0.0], []
-        for group, after in itertools.zip_longest(groups, groups[1:] if self.pairs == "neighbours" else ()):
+        for g, group in enumerate(groups):
             known = board.unchanged(values, group.name)
-            for choice in range(len(group.choices)):
-                if choice not in self._turned(len(group.choices)):
-                    found.append(found[0])
-                    continue
+            if widest:
+                found.append(found[0])
+            for choice in self._turned(group):
                 board.turn_group(group.name, choice, weights_only=self.weights_only)
                 outputs, turned = board.run(inputs, known)
                 found.append(total(outputs[0]))
-                if after is not None:
-                    both += [total(y) for y in self._also(board, inputs, turned, after)]
-                    board.turn_group(after.name, rest)
+                for h in self._after(groups, g):
+                    both += [total(y) for y in self._also(board, inputs, turned, groups[h])]
+                    board.turn_group(groups[h].name, rest)
             board.turn_group(group.name, rest)
         return [*found, *both]
 
     def _also(self, board: LibraryBoard, inputs: dict[str, Tensor], values: Values, group: Group) -> Iterator[Tensor]:
         """Outputs with a second group at each of its choices, beside what is turned already."""
         known = board.unchanged(values, group.name)
-        for choice in self._turned(len(group.choices)):
+        for choice in self._turned(group):
             board.turn_group(group.name, choice, weights_only=self.weights_only)
             yield board.run(inputs, known)[0][0]
 
