@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from record import ROOT, Record, parser
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from bitwright.data.batches import Batches
 from bitwright.data.opening import open_data
@@ -44,28 +45,40 @@ STEPS = 4
 COLUMNS = ["network", "method", "groups", "passes", "nodes", "stated", "steps", "images", "seconds"]
 
 
-class Counted:
-    """What was run: multiplications, and nodes of simulations."""
+class Counted(TorchDispatchMode):
+    """Counts what is run meanwhile: multiplications (twice), and nodes of simulations.
 
-    flops, nodes = 0, 0
+    Torch's own counter hangs on to every module, which gradients of gradients do not bear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.nodes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and count it."""
+        result = func(*args, **(kwargs or {}))
+        of = flop_registry.get(func.overloadpacket)
+        if of is not None:
+            self.flops += of(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 @contextmanager
 def counting() -> Iterator[Counted]:
     """Count what is run meanwhile."""
-    found, run_node = Counted(), fx.Interpreter.run_node
+    run_node = fx.Interpreter.run_node
+    with Counted() as found:
 
-    def counted(self: fx.Interpreter, node: fx.Node) -> Any:
-        found.nodes += 1
-        return run_node(self, node)
+        def counted(interpreter: fx.Interpreter, node: fx.Node) -> Any:
+            found.nodes += 1
+            return run_node(interpreter, node)
 
-    fx.Interpreter.run_node = counted  # type: ignore[method-assign]
-    try:
-        with FlopCounterMode(display=False) as flops:
+        fx.Interpreter.run_node = counted  # type: ignore
+        try:
             yield found
-    finally:
-        fx.Interpreter.run_node = run_node  # type: ignore[method-assign]
-    found.flops = flops.get_total_flops()
+        finally:
+            fx.Interpreter.run_node = run_node  # type: ignore[method-assign]
 
 
 def made(name: str, flags: Any) -> tuple[Library, Batches, Batches]:
