@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bitwright.search.problem import Additive, Assignment, Group, Problem, Values, Width
+from bitwright.search.problem import Additive, Assignment, Due, Group, Problem, Values, Width
 
 WIDTHS = tuple(Width(bits, bits) for bits in (8, 6, 4, 3, 2))
 Draw = Callable[..., Problem]
@@ -25,8 +25,24 @@ def random_table(random: np.random.Generator, sizes: list[int], whole: bool, sig
     return tuple(rows)
 
 
-def draw(seed: int, *, groups: int = 6, costs: int = 1, pairs: bool = False, whole: bool = True) -> Problem:
-    """A problem of groups with 1 to 4 choices; losses of very different size, costs from large to small."""
+def random_dues(random: np.random.Generator, sizes: list[int], count: int, most: float) -> tuple[Due, ...]:
+    """Things due once for some choices, as tables are for widths: one choice of most groups, or any few of them."""
+    every = [(g, c) for g, size in enumerate(sizes) for c in range(size)]
+    found = []
+    for _ in range(count):
+        column, few = int(random.integers(4)), random.random() < 0.5
+        taken = [(g, c) for g, c in every if (random.random() < 0.3 if few else c == column)]
+        found.append(Due(float(np.round(random.uniform(0, most))), frozenset(taken)))
+    return tuple(found)
+
+
+def draw(
+    seed: int, *, groups: int = 6, costs: int = 1, pairs: bool = False, whole: bool = True, once: int = 0
+) -> Problem:
+    """A problem of groups with 1 to 4 choices; losses of very different size, costs from large to small.
+
+    With `once`, so many things are due once in each cost, and one in the loss.
+    """
     random = np.random.default_rng(seed)
     sizes = [int(random.integers(1, 5)) for _ in range(groups)]
     loss = tuple(tuple(10.0 ** random.uniform(-6, 0) * v for v in reversed(row))
@@ -42,9 +58,17 @@ def draw(seed: int, *, groups: int = 6, costs: int = 1, pairs: bool = False, who
     for name, table in tables.items():
         low, high = (table.rest + sum(map(pick, table.values)) for pick in (min, max))
         limits[name] = low + (high - low) * random.uniform(0.05, 0.9)
+    rest = float(random.normal())
+    if once:
+        tables = {
+            name: Additive(values=t.values, rest=t.rest, once=random_dues(random, sizes, once, 100.0))
+            for name, t in tables.items()
+        }
+        limits = {name: limit + 0.7 * sum(d.cost for d in tables[name].once) for name, limit in limits.items()}
+    dues = random_dues(random, sizes, 1, 50.0) if once else ()
     return Problem(
         groups=tuple(Group(name=f"g{g}", choices=WIDTHS[:size]) for g, size in enumerate(sizes)),
-        loss=Additive(values=loss, rest=float(random.normal()), pairs=terms), costs=tables, limits=limits,
+        loss=Additive(values=loss, rest=rest, pairs=terms, once=dues), costs=tables, limits=limits,
     )  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_a_shortcut_moves_with_the_last_layer_of_its_block(shortcut: State) -> N
     alone = space_of(shortcut, [7, 4])
     with pytest.raises(InputError, match=r"group 'b1': is the shortcut of a block .* the bits of 'b0'"):
         of_groups(points(shortcut.model), alone)
-    library = library_of(shortcut, textures(), (7, 4), ties=tied(shortcut))
+    library = library_of(shortcut, textures(), (7, 4), ties=Msq().ties(shortcut))
     assert [group.name for group in library.space.groups] == ["a0", "b0 and 1 more", "c0"]
     assert [group.parameters for group in library.space.groups] == [144, 160, 16]
     steps = list(Msq().trajectory(library, textures(), textures(), sizes(library), {}))

@@ -38,6 +38,7 @@ def brute(points: Sequence[Assignment], costs: Sequence[str]) -> list[tuple[floa
         ({"groups": 4, "pairs": True}, ("size",), False),
         ({"groups": 3, "costs": 2}, ("size", "latency"), False),
         ({"groups": 3, "costs": 3, "whole": False}, ("energy", "size"), True),
+        ({"groups": 2, "costs": 2, "once": 2}, ("size", "latency"), False),
     ],
     ids=str,
 )

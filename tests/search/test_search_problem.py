@@ -8,7 +8,7 @@ import pytest
 
 from bitwright.errors import InputError
 from bitwright.search.feasible import feasible, least, nearest, reachable
-from bitwright.search.problem import Additive, Group, Problem, Solution, Width
+from bitwright.search.problem import Additive, Due, Group, Problem, Solution, Width
 
 GROUPS = tuple(Group(name=name, choices=(Width(8, 8), Width(4, 4))) for name in ("a", "b"))
 LOSS = Additive(values=((0.0, 1.0), (0.0, 2.0)))
@@ -47,6 +47,10 @@ def test_a_limit_that_is_a_sum_of_floats_is_met_by_the_same_sum() -> None:
         ({"loss": Additive(values=((0.0, 1.0), (0.0, float("nan"))))}, "loss: a value that is not finite"),
         ({"loss": Additive(values=LOSS.values, pairs={(1, 0): ((0.0,) * 2,) * 2})}, "a pair of groups 1 and 0"),
         ({"loss": Additive(values=LOSS.values, pairs={(0, 1): ((0.0,) * 2,)})}, "another shape .* expected 2 x 2"),
+        ({"loss": Additive(values=LOSS.values, once=(Due(1.0, frozenset({(2, 0)})),))}, "due for choice 0 of group 2"),
+        ({"loss": Additive(values=LOSS.values, once=(Due(1.0, frozenset({(1, 2)})),))}, "due for choice 2 of group 1"),
+        ({"costs": {"size": Additive(values=SIZE.values, once=(Due(-1.0, frozenset()),))}}, "-1 due once; expected 0"),
+        ({"loss": Additive(values=LOSS.values, once=(Due(float("inf"), frozenset()),))}, "inf due once"),
         ({"limits": {"sise": 1.0}}, "cost 'sise': .* did you mean 'size'"),
         ({"limits": {"size": float("nan")}}, "limit of 'size': no number"),
     ],

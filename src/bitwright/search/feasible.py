@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bitwright.errors import InputError
 from bitwright.search.one_hot import Bound, minimise
-from bitwright.search.problem import Additive, Assignment, Choices, Problem, within
+from bitwright.search.problem import Additive, Assignment, Choices, Due, Problem, within
 
 
 def reachable(problem: Problem) -> dict[str, tuple[float, float]]:
@@ -27,7 +27,7 @@ def least(of: Additive) -> Choices:
         >>> least(Additive(values=((8.0, 4.0), (1.0, 1.0))))
         (1, 0)
     """
-    if not of.pairs:
+    if not of.pairs and not of.once:
         return tuple(row.index(min(row)) for row in of.values)
     found = minimise(tuple(map(len, of.values)), of)
     assert found is not None, "without limits there is always an assignment"
@@ -35,14 +35,17 @@ def least(of: Additive) -> Choices:
 
 
 def negative(of: Additive) -> Additive:
-    """The same sum with the other sign.
+    """The same sum with the other sign, to find the most of it; no cost of a problem: nothing due is negative there.
 
     Example:
         >>> negative(Additive(values=((8.0, 4.0),))).values
         ((-8.0, -4.0),)
     """
     pairs = {pair: tuple(tuple(-value for value in row) for row in rows) for pair, rows in of.pairs.items()}
-    return Additive(values=tuple(tuple(-value for value in row) for row in of.values), rest=-of.rest, pairs=pairs)
+    return Additive(
+        values=tuple(tuple(-value for value in row) for row in of.values), rest=-of.rest, pairs=pairs,
+        once=tuple(Due(-due.cost, due.choices) for due in of.once),
+    )  # fmt: skip
 
 
 def nearest(problem: Problem) -> Assignment:

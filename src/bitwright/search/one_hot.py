@@ -5,7 +5,12 @@ groups gets a variable for each product of their choices, `y_cd = x_gc x_hd`, th
 
     sum_d y_cd = x_gc,   sum_c y_cd = x_hd,   y >= 0
 
-which leaves no other value to y where x is whole: interactions of either sign are exact.
+which leaves no other value to y where x is whole: interactions of either sign are exact. What is due once for choices
+S gets two variables, `z + z' = 1`, of which z counts:
+
+    z >= sum_(c: (g,c) in S) x_gc for each group g,   z <= sum_((g,c) in S) x_gc
+
+so z is exact too, whatever would profit from another value: a bound from below, or a sum with the other sign.
 
 HiGHS takes 1e-6 for whole and for nothing, and stops when an objective is known to 1e-6. So the objective is scaled
 to a largest coefficient of `LARGEST`, limits to one of `ROWS`; every assignment is added up by itself, and one that is
@@ -21,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import math
 import os
 import sys
@@ -91,31 +97,41 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which variable stands in which column: choices, then products, then what soft bounds are exceeded by."""
+    """Which variable stands in which column: choices, products, what is due, then what soft bounds are exceeded by.
+
+    The column before the one of what is due is 1 where it is not due: of either two one counts, as in a group.
+    """
 
     sizes: Choices
     pairs: tuple[tuple[int, int], ...]
+    dues: tuple[frozenset[tuple[int, int]], ...] = ()
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The first column of each group, then of each pair, then how many columns these are."""
-        areas = [*self.sizes, *(self.sizes[g] * self.sizes[h] for g, h in self.pairs)]
+        """The first column of each group, of each pair, of what is due, then how many columns these are."""
+        areas = [*self.sizes, *(self.sizes[g] * self.sizes[h] for g, h in self.pairs), *(2 for _ in self.dues)]
         return np.concatenate([[0], np.cumsum(areas)])
 
     @property
     def count(self) -> int:
-        """Columns of choices and products."""
+        """Columns of choices, products and what is due."""
         return int(self.starts[-1])
+
+    @property
+    def products(self) -> int:
+        """Columns of products."""
+        return self.count - sum(self.sizes) - 2 * len(self.dues)
 
     def vector(self, of: Additive) -> np.ndarray:
         """Coefficients of a sum, its rest left out."""
         none = [np.zeros(self.sizes[g] * self.sizes[h]) for g, h in self.pairs]
         matrices = [np.ravel(of.pairs[pair]) if pair in of.pairs else zero
                     for pair, zero in zip(self.pairs, none, strict=True)]  # fmt: skip
-        return np.concatenate([*map(np.asarray, of.values), *matrices]).astype(float)
+        once = [(0.0, math.fsum(due.cost for due in of.once if due.choices == choices)) for choices in self.dues]
+        return np.concatenate([*map(np.asarray, of.values), *matrices, *once]).astype(float)
 
     def rows(self) -> list[Row]:
-        """One choice a group; products that are those of the choices."""
+        """One choice a group; products that are those of the choices; due is what one of its choices makes due."""
         found: list[Row] = []
         for g, size in enumerate(self.sizes):
             found.append((dict.fromkeys(range(self.starts[g], self.starts[g] + size), 1.0), 1.0, 1.0))
@@ -124,10 +140,16 @@ class Columns:
             for group, lines in ((g, area), (h, area.T)):
                 for c, line in enumerate(lines.tolist(), int(self.starts[group])):
                     found.append((dict.fromkeys(line, 1.0) | {c: -1.0}, 0.0, 0.0))
+        for i, choices in enumerate(self.dues, len(self.sizes) + len(self.pairs)):
+            not_due, due = int(self.starts[i]), int(self.starts[i]) + 1
+            found.append(({not_due: 1.0, due: 1.0}, 1.0, 1.0))
+            making = {g: [int(self.starts[g]) + c for h, c in sorted(choices) if h == g] for g, _ in sorted(choices)}
+            found += [(dict.fromkeys(columns, -1.0) | {due: 1.0}, 0.0, np.inf) for columns in making.values()]
+            found.append((dict.fromkeys(itertools.chain(*making.values()), 1.0) | {due: -1.0}, 0.0, np.inf))
         return found
 
     def lowered(self, of: Additive) -> tuple[np.ndarray, float]:
-        """Coefficients less the least of each group and pair, of which one column counts, and the sum of those.
+        """Coefficients less the least of each group, pair and due, of which one column counts, and the sum of those.
 
         No coefficient is negative, so each bounds the whole sum.
         """
@@ -145,7 +167,7 @@ class _Program:
     """Rows, columns and objective as HiGHS takes them; cuts are added, columns closed."""
 
     columns: Columns
-    objective: np.ndarray  # of choices and products; not negative
+    objective: np.ndarray  # of choices, products and what is due; not negative
     bounds: Sequence[Bound]
     open: np.ndarray  # columns that may be 1
     cuts: list[Choices] = field(default_factory=list)
@@ -228,11 +250,13 @@ def minimise(
         True
     """
     of = objective if objective is not None else Additive(values=tuple((0.0,) * size for size in sizes))
-    pairs = sorted({pair for table in (of, *(bound.of for bound in bounds)) for pair in table.pairs})
-    columns = Columns(tuple(sizes), tuple(pairs))
-    if columns.count - sum(sizes) > products:
+    tables = (of, *(bound.of for bound in bounds))
+    pairs = sorted({pair for table in tables for pair in table.pairs})
+    dues = sorted({due.choices for table in tables for due in table.once}, key=sorted)
+    columns = Columns(tuple(sizes), tuple(pairs), tuple(dues))
+    if columns.products > products:
         raise InputError(
-            "pairs", f"{columns.count - sum(sizes)} products of choices in {len(pairs)} pairs of groups",
+            "pairs", f"{columns.products} products of choices in {len(pairs)} pairs of groups",
             f"at most {products}", "leave out pairs, or choices",
         )  # fmt: skip
     lowered, floor = columns.lowered(of)

@@ -1,10 +1,11 @@
 """What a search chooses from: groups of sites that move together, what each choice loses, and what it costs.
 
-    minimise    loss(c) = rest + sum_g loss[g][c_g] + sum_(g,h) pair_gh[c_g][c_h]
+    minimise    loss(c) = rest + sum_g loss[g][c_g] + sum_(g,h) pair_gh[c_g][c_h] + sum_i due_i [some (g, c_g) in S_i]
     subject to  cost_k(c) <= limit_k    for every limited cost k, each of the same form as the loss
 
 `c_g` is the index of the choice of group g. That losses add up is an assumption of the methods that measure them: what
-is chosen has to be evaluated. Only the terms `pair` tell how the losses of two groups depend on each other.
+is chosen has to be evaluated. Only the terms `pair` tell how the losses of two groups depend on each other. What is
+due once, such as a table in the file that all weights of a width are unpacked with, is a term `due`.
 """
 
 from __future__ import annotations
@@ -72,14 +73,36 @@ class Group:
     parameters: int = 0
 
 
+@dataclass(frozen=True)
+class Due:
+    """A number that is due once, if any of these choices is made.
+
+    Attributes:
+        cost: 0 or more.
+        choices: pairs of a group and a choice of it.
+
+    Example:
+        >>> Due(3.0, frozenset({(0, 1), (1, 1)})).of((0, 1)), Due(3.0, frozenset({(0, 1)})).of((0, 1))
+        (3.0, 0.0)
+    """
+
+    cost: float
+    choices: frozenset[tuple[int, int]]
+
+    def of(self, choices: Sequence[int]) -> float:
+        """What these choices owe."""
+        return self.cost if any(choices[g] == c for g, c in self.choices) else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Additive:
-    """A number of an assignment that is a sum over groups, and over some pairs of groups.
+    """A number of an assignment that is a sum over groups, over some pairs of groups, and over what is due once.
 
     Attributes:
         values: `[group][choice]`.
         rest: what does not depend on the choices.
         pairs: `(g, h)`, g < h, to `[choice of g][choice of h]`.
+        once: what is due once, however many groups make it due.
 
     Example:
         >>> size = Additive(values=((8.0, 4.0), (80.0, 40.0)), rest=100.0)
@@ -87,23 +110,29 @@ class Additive:
         (184.0, 144.0)
         >>> Additive(values=((0.0, 1.0), (0.0, 1.0)), pairs={(0, 1): ((0.0, 0.0), (0.0, 0.5))}).of((1, 1))
         2.5
+        >>> table = Due(3.0, frozenset({(0, 1), (1, 1)}))
+        >>> [Additive(values=size.values, once=(table,)).of(choices) for choices in [(0, 0), (0, 1), (1, 1)]]
+        [88.0, 51.0, 47.0]
     """
 
     values: Values
     rest: float = 0.0
     pairs: Pairs = field(default_factory=dict)
+    once: tuple[Due, ...] = ()
 
     def of(self, choices: Sequence[int]) -> float:
         """The number of this assignment, rounded once."""
         terms = [row[c] for row, c in zip(self.values, choices, strict=True)]
         terms += [matrix[choices[g]][choices[h]] for (g, h), matrix in self.pairs.items()]
-        return math.fsum([*terms, self.rest])
+        return math.fsum([*terms, *(due.of(choices) for due in self.once), self.rest])
 
     def check(self, what: str, sizes: Sequence[int]) -> None:
         """Refuse a table that does not fit groups of so many choices, or that holds what is no finite number.
 
+        A negative number that is due once is refused too: nothing that a file has once makes it smaller.
+
         Raises:
-            InputError: names `what`, the group or pair, and both sizes.
+            InputError: names `what`, the group or pair, and what was expected.
 
         Example:
             >>> Additive(values=((1.0,),)).check("loss", [2])
@@ -120,6 +149,12 @@ class Additive:
                 raise InputError(what, f"a pair of groups {g} and {h}", f"0 <= g < h < {len(sizes)}")
             if [len(row) for row in matrix] != [sizes[h]] * sizes[g]:
                 raise InputError(what, f"a matrix of another shape for groups {g} and {h}", f"{sizes[g]} x {sizes[h]}")
+        for due in self.once:
+            for g, c in sorted(due.choices):
+                if not (0 <= g < len(sizes) and 0 <= c < sizes[g]):
+                    raise InputError(what, f"something due for choice {c} of group {g}", "choices that are there")
+            if not 0 <= due.cost < math.inf:
+                raise InputError(what, f"{due.cost:g} due once", "0 or more")
         matrices = [row for matrix in self.pairs.values() for row in matrix]
         if not all(math.isfinite(value) for row in [*self.values, *matrices, (self.rest,)] for value in row):
             raise InputError(what, "a value that is not finite", "numbers", "leave such choices out")

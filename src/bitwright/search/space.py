@@ -17,7 +17,7 @@ from bitwright.errors import InputError, UnsupportedError
 from bitwright.lookup import did_you_mean
 from bitwright.pipeline import State
 from bitwright.placement.ends import end_sites
-from bitwright.search.problem import Additive, Group, Width
+from bitwright.search.problem import Additive, Due, Group, Width
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +45,7 @@ class Space:
         """`{region: (bits of the weight, bits of what it reads)}` of an assignment."""
         found: dict[str, Widths] = {}
         for group, choice in zip(self.groups, choices, strict=True):
-            for product in self.products[group.name]:
-                found[product.name] = _of(product, group.choices[choice])
+            found |= self._at(group, choice)
         return found
 
     def mean_bits(self, choices: Sequence[int]) -> float:
@@ -55,15 +54,29 @@ class Space:
         return sum(g.parameters * (g.choices[c].weight or 0) for g, c in pairs) / self.parameters
 
     def cost(self, table: Table) -> Additive:
-        """A table of regions as a sum over groups; what is due once is counted by `due`."""
-        now = dict(table.now)
-        rest = table.rest + sum(table.entries[r][widths] for r, widths in now.items() if r not in self._moving)
+        """A table of regions as a sum over groups."""
+        fixed = [widths for region, widths in table.now.items() if region not in self._moving]
+        rest = [table.entries[region][widths] for region, widths in table.now.items() if region not in self._moving]
         values = tuple(
-            tuple(sum(table.entries[p.name][_of(p, choice)] for p in self.products[group.name])
-                  for choice in group.choices)
+            tuple(sum(table.entries[name][widths] for name, widths in self._at(group, choice).items())
+                  for choice in range(len(group.choices)))
             for group in self.groups
         )  # fmt: skip
-        return Additive(values=values, rest=rest)
+        once, paid = [], 0.0
+        for due in table.once:
+            if any(w in due.weights for w, _ in fixed):
+                paid += due.cost
+                continue
+            at = {
+                (g, c) for g, group in enumerate(self.groups) for c in range(len(group.choices))
+                if any(w in due.weights for w, _ in self._at(group, c).values())
+            }  # fmt: skip
+            once += [Due(due.cost, frozenset(at))] if at else []
+        return Additive(values=values, rest=table.rest + sum(rest) + paid, once=tuple(once))
+
+    def _at(self, group: Group, choice: int) -> dict[str, Widths]:
+        """Widths of a group's regions."""
+        return {product.name: _of(product, group.choices[choice]) for product in self.products[group.name]}
 
     @property
     def _moving(self) -> set[str]:

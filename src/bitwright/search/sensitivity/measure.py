@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress
+from bitwright.pipeline import Progress, State
 from bitwright.search.board import LibraryBoard
 from bitwright.search.kept import Kept
 from bitwright.search.library import Library
@@ -55,6 +55,10 @@ class Ordering(Protocol):
     """
 
     needs_labels: ClassVar[bool]
+
+    def ties(self, state: State) -> Sequence[Sequence[str]]:
+        """Names of regions that the space has to make one group."""
+        ...
 
     def passes(self, space: Space) -> float:
         """Passes of the whole network over the images of both sets, at most."""

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from bitwright.data.batches import Batch, Batches
 from bitwright.errors import InputError, UnsupportedError
-from bitwright.pipeline import Progress
+from bitwright.pipeline import Progress, State
 from bitwright.search.board import LibraryBoard
 from bitwright.search.kept import Kept
 from bitwright.search.library import Library
@@ -56,7 +56,7 @@ from bitwright.search.sensitivity.imprinting import (
     similarities,
     templates,
 )
-from bitwright.search.sensitivity.points import of_groups, points
+from bitwright.search.sensitivity.points import of_groups, points, tied
 from bitwright.search.solvers.greedy import Step, lowered
 from bitwright.search.space import Space
 
@@ -119,6 +119,10 @@ class Msq:
         for name, known in (("weighting", Weighting), ("fusion", Fusion), ("confidence", Confidence)):
             if getattr(self, name) not in get_args(known):
                 raise InputError(f"msq.{name}", f"is {getattr(self, name)!r}", " or ".join(get_args(known)))
+
+    def ties(self, state: State) -> list[tuple[str, ...]]:
+        """The last layer of a block and the convolution of its shortcut have the same bits."""
+        return tied(state)
 
     def passes(self, space: Space) -> float:
         """One for the float network, one for each step down to the last choice of all groups."""

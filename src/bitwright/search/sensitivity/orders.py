@@ -12,11 +12,11 @@ from typing import ClassVar
 import numpy as np
 
 from bitwright.data.batches import Batches
-from bitwright.pipeline import Progress
+from bitwright.pipeline import Progress, State
 from bitwright.search.kept import Kept
 from bitwright.search.library import Library
 from bitwright.search.problem import Additive, Choices
-from bitwright.search.sensitivity.points import of_groups, points
+from bitwright.search.sensitivity.points import of_groups, points, tied
 from bitwright.search.solvers.greedy import Step, lowered
 from bitwright.search.space import Space
 
@@ -30,6 +30,10 @@ class Imageless:
     def scores(self, choices: Choices) -> list[float]:
         """A number a group; the smallest is lowered."""
         raise NotImplementedError
+
+    def ties(self, state: State) -> list[tuple[str, ...]]:
+        """The same as MSQ's: shortcuts move with the last layers of their blocks."""
+        return tied(state)
 
     def passes(self, space: Space) -> float:
         """None."""

@@ -158,8 +158,8 @@ class Greedy:
 
 
 def _cheapest_of_least_loss(problem: Problem, spans: Mapping[str, float]) -> Choices:
-    """The choices of the least loss; of equal ones of a group, where groups do not interact, the cheapest."""
-    if problem.loss.pairs:
+    """The choices of the least loss; of equal ones of a group, where losses add up, what is cheapest by itself."""
+    if problem.loss.pairs or problem.loss.once:
         return least(problem.loss)
 
     def order(g: int, c: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from bitwright.errors import InputError
 from bitwright.lookup import lookup
 from bitwright.search.feasible import feasible, hard, least, reachable
 from bitwright.search.one_hot import PRODUCTS, Bound, Minimum, minimise
-from bitwright.search.problem import Additive, Assignment, Choices, Problem, Solution, within
+from bitwright.search.problem import Additive, Assignment, Choices, Due, Problem, Solution, within
 
 #: Losses that differ by this part of what is lost above the least possible are the same: the cheaper one is taken.
 SAME = 1e-9
@@ -245,7 +245,7 @@ def finest(cost: Additive) -> float:
         (2.0, 5e-07)
     """
     rows = [*cost.values, *(row for matrix in cost.pairs.values() for row in matrix)]
-    values = [value for row in rows for value in row]
+    values = [*(value for row in rows for value in row), *(due.cost for due in cost.once)]
     resolved = max(map(abs, values), default=0.0) * 1e-6 or 1e-6
     if not all(float(value).is_integer() for value in values):
         return resolved
@@ -267,4 +267,8 @@ def _together(costs: Sequence[Additive], spans: Sequence[float]) -> Additive:
             pairs[pair] = scaled if before is None else tuple(
                 tuple(map(sum, zip(a, b, strict=True))) for a, b in zip(before, scaled, strict=True)
             )  # fmt: skip
-    return Additive(values=values, pairs=pairs)
+    once = tuple(
+        Due(due.cost / (span or 1.0), due.choices)
+        for cost, span in zip(costs, spans, strict=True) for due in cost.once
+    )  # fmt: skip
+    return Additive(values=values, pairs=pairs, once=once)
