@@ -58,8 +58,8 @@ RECIPES: dict[str, list[Any]] = {
 }
 #: Images of a search: to calibrate with, and to score on.
 CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
-COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high", "size", "bops",
-           "seconds"]  # fmt: skip
+COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high",
+           "size", "bops", "seconds"]  # fmt: skip
 
 
 def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
