@@ -119,6 +119,12 @@ def test_what_adds_nothing_goes_first_and_what_adds_most_goes_last(
     assert lowered_names(library, steps) == ["d", "d", "b", "b", "c", "c"]
 
 
+def test_equal_numbers_of_images_are_equal_differences() -> None:
+    assert 0.5 - 0.3 != 0.3 - 0.1
+    assert Msq().differences((0.1, 0.3, 0.5, 0.3)) == (0.2, 0.2, 0.2)
+    assert Msq(signed=True).differences((0.1, 0.3, 0.5, 0.3)) == (0.2, 0.2, -0.2)
+
+
 def test_a_layer_that_loses_is_important_unless_differences_are_signed(
     textured: Callable[[np.ndarray], Library],
 ) -> None:

@@ -60,6 +60,9 @@ from bitwright.search.sensitivity.points import of_groups, points, tied
 from bitwright.search.solvers.greedy import Step, lowered
 from bitwright.search.space import Space
 
+#: Decimals of a difference of accuracies; one image of a million is 1e-6.
+DIGITS = 9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracies:
@@ -130,7 +133,8 @@ class Msq:
 
     def differences(self, accuracies: Sequence[float]) -> tuple[float, ...]:
         """What each layer from the second on adds, N - 1 numbers."""
-        found = [after - before for before, after in itertools.pairwise(accuracies)]
+        # Equal numbers of images must be equal scores: 0.5 - 0.3 and 0.3 - 0.1 are not, in floats.
+        found = [round(after - before, DIGITS) for before, after in itertools.pairwise(accuracies)]
         return tuple(found if self.signed else map(abs, found))
 
     def trajectory(

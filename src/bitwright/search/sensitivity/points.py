@@ -48,10 +48,10 @@ def points(model: ir.Model) -> tuple[Point, ...]:
 
     Example:
         >>> text = '''<ir_version: 10, opset_import: ["": 21]> net (float[N,1,4,4] x) => (float[N,1,4,4] y)
-        ... <float[1,1,1,1] a.weight = {2.0}, float[1,1,1,1] b.weight = {3.0}> {
-        ...     a = Conv(x, a.weight)  h = Relu(a)  b = Conv(h, b.weight)  s = Add(b, x)  y = Relu(s) }'''
+        ... <float[1,1,1,1] v = {2.0}, float[1,1,1,1] w = {3.0}> {
+        ...     a = Conv(x, v)  h = Relu(a)  b = Conv(h, w)  s = Add(b, x)  y = Relu(s) }'''
         >>> [(point.layer, point.feature) for point in points(ir.from_onnx_text(text))]
-        [('a', 'h'), ('b', 'y')]
+        [('v', 'h'), ('w', 'y')]
     """
     regions = find_regions(model)
     readers: dict[ir.Value, list[Region]] = defaultdict(list)
