@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bitwright.errors import GoalError as GoalError
     from bitwright.errors import InputError as InputError
     from bitwright.errors import UnsupportedError as UnsupportedError
+    from bitwright.verbs.open_search import pareto as pareto
+    from bitwright.verbs.open_search import search as search
     from bitwright.verbs.quantized import Quantized as Quantized
     from bitwright.verbs.quantized import load as load
     from bitwright.verbs.quantized import quantize as quantize
@@ -26,7 +28,9 @@ _HOMES = {
     "Quantized": "bitwright.verbs.quantized",
     "UnsupportedError": "bitwright.errors",
     "load": "bitwright.verbs.quantized",
+    "pareto": "bitwright.verbs.open_search",
     "quantize": "bitwright.verbs.quantized",
+    "search": "bitwright.verbs.open_search",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

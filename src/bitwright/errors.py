@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class BitwrightError(Exception):
     """A failure told in four parts, printed as one line.
@@ -25,6 +27,10 @@ class BitwrightError(Exception):
         self.where, self.found, self.expected, self.fix = where, found, expected, fix
         parts = [f"{where}: {found}", f"expected {expected}" if expected else "", fix]
         super().__init__("; ".join(" ".join(part.split()) for part in parts if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its four parts, so that it passes from process to process."""
+        return type(self), (self.where, self.found, self.expected, self.fix), self.__dict__
 
 
 class InputError(BitwrightError):

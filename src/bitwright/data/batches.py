@@ -178,6 +178,22 @@ class Batches:
             chosen = np.sort(chosen)
         return dataclasses.replace(self, order=tuple(chosen.tolist()))
 
+    def halved(self, seed: int = 0) -> tuple[Batches, Batches]:
+        """Two sets that have no image in common and together have all, drawn at random and balanced over the classes.
+
+        Raises:
+            InputError: fewer than two images.
+        """
+        if len(self) < 2:
+            raise InputError(self.source.name, f"{len(self)} image cannot be halved", "two images or more")
+        rows = np.asarray(self._order(), dtype=np.int64)
+        drawn = rows[balanced_order(len(rows), self.labels, len(rows), seed)]
+        parts = (drawn[: (len(rows) + 1) // 2], drawn[(len(rows) + 1) // 2 :])
+        if not self.source.random_access:
+            parts = (np.sort(parts[0]), np.sort(parts[1]))
+        first, second = (dataclasses.replace(self, order=tuple(part.tolist())) for part in parts)
+        return first, second
+
     def shuffled(self, seed: int) -> Batches:
         """The same images in another order, which is fixed by `seed`: one epoch of training.
 

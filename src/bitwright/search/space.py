@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitwright.cost.table import Table, Widths
-from bitwright.cost.workload import Product, candidates, workload
+from bitwright.cost.workload import Product, Workload, candidates, workload
 from bitwright.errors import InputError, UnsupportedError
+from bitwright.lookup import did_you_mean
 from bitwright.pipeline import State
 from bitwright.placement.ends import end_sites
-from bitwright.search.problem import Additive, Group, Width
+from bitwright.search.problem import Additive, Due, Group, Width
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,8 +45,7 @@ class Space:
         """`{region: (bits of the weight, bits of what it reads)}` of an assignment."""
         found: dict[str, Widths] = {}
         for group, choice in zip(self.groups, choices, strict=True):
-            for product in self.products[group.name]:
-                found[product.name] = _of(product, group.choices[choice])
+            found |= self._at(group, choice)
         return found
 
     def mean_bits(self, choices: Sequence[int]) -> float:
@@ -54,15 +54,29 @@ class Space:
         return sum(g.parameters * (g.choices[c].weight or 0) for g, c in pairs) / self.parameters
 
     def cost(self, table: Table) -> Additive:
-        """A table of regions as a sum over groups; what is due once is counted by `due`."""
-        now = dict(table.now)
-        rest = table.rest + sum(table.entries[r][widths] for r, widths in now.items() if r not in self._moving)
+        """A table of regions as a sum over groups."""
+        fixed = [widths for region, widths in table.now.items() if region not in self._moving]
+        rest = [table.entries[region][widths] for region, widths in table.now.items() if region not in self._moving]
         values = tuple(
-            tuple(sum(table.entries[p.name][_of(p, choice)] for p in self.products[group.name])
-                  for choice in group.choices)
+            tuple(sum(table.entries[name][widths] for name, widths in self._at(group, choice).items())
+                  for choice in range(len(group.choices)))
             for group in self.groups
         )  # fmt: skip
-        return Additive(values=values, rest=rest)
+        once, paid = [], 0.0
+        for due in table.once:
+            if any(w in due.weights for w, _ in fixed):
+                paid += due.cost
+                continue
+            at = {
+                (g, c) for g, group in enumerate(self.groups) for c in range(len(group.choices))
+                if any(w in due.weights for w, _ in self._at(group, c).values())
+            }  # fmt: skip
+            once += [Due(due.cost, frozenset(at))] if at else []
+        return Additive(values=values, rest=table.rest + sum(rest) + paid, once=tuple(once))
+
+    def _at(self, group: Group, choice: int) -> dict[str, Widths]:
+        """Widths of a group's regions."""
+        return {product.name: _of(product, group.choices[choice]) for product in self.products[group.name]}
 
     @property
     def _moving(self) -> set[str]:
@@ -74,8 +88,9 @@ def _of(product: Product, width: Width) -> Widths:
 
 
 def space_of(
-    state: State, weights: Sequence[int], activations: Sequence[int] = (), *, tied: bool = False, ends: bool = False
-) -> Space:
+    state: State, weights: Sequence[int], activations: Sequence[int] = (), *, tied: bool = False, ends: bool = False,
+    ties: Sequence[Sequence[str]] = (),
+) -> Space:  # fmt: skip
     """The groups of a placed network.
 
     Args:
@@ -84,9 +99,11 @@ def space_of(
         activations: widths of activations to choose from; those of the plan stay if empty.
         tied: a region's weight and the activation it reads have the same bits; `activations` is not said then.
         ends: whether first and last layers move, too.
+        ties: names of regions that become one group; those that do not move are left out.
 
     Raises:
-        InputError: no plan, nothing that can move, a width that is given twice, or both `tied` and activations.
+        InputError: no plan, nothing that can move, a width that is given twice, both `tied` and activations, or a tie
+            of a region that is not there.
         UnsupportedError: a width that the target lacks.
     """
     load = workload(state)
@@ -121,7 +138,7 @@ def space_of(
     held = {root for p in load.products if p.has_choice and p.name in fixed for root in p.roots}
     held |= {load.plan.resolve(site)[0] for site in fixed_sites if load.plan.qspec(site) is not None}
     varies = tied or bool(activations)
-    parts = _parts(moving, held) if varies else [[product] for product in moving]
+    parts = _joined(_parts(moving, held) if varies else [[product] for product in moving], ties, load)
     groups, products, roots = [], {}, {}
     for part in parts:
         own = tuple(dict.fromkeys(r for p in part for r in p.roots if r not in held)) if varies else ()
@@ -153,6 +170,26 @@ def _parts(moving: Sequence[Product], held: set[str]) -> list[list[Product]]:
         parts.append((own, [*(p for part in joined for p in part[1]), product]))
     order = {product.name: i for i, product in enumerate(moving)}
     return sorted((part for _, part in parts), key=lambda part: min(order[p.name] for p in part))
+
+
+def _joined(
+    parts: Sequence[list[Product]], ties: Sequence[Sequence[str]], load: Workload
+) -> list[list[Product]]:  # fmt: skip
+    """The parts, those of tied regions as one, in the order of their first."""
+    names = [product.name for product in load.products]
+    for name in (name for tie in ties for name in tie):
+        if name not in names:
+            raise InputError("ties", f"there is no region {name!r} with a product", fix=did_you_mean(name, names))
+    found = [list(part) for part in parts]
+    for tie in ties:
+        together = [part for part in found if any(product.name in tie for product in part)]
+        if together:
+            found = [part for part in found if part not in together]
+            found.append([product for part in together for product in part])
+    order = {name: i for i, name in enumerate(names)}
+    return sorted(
+        (sorted(part, key=lambda product: order[product.name]) for part in found), key=lambda part: order[part[0].name]
+    )
 
 
 def _told(widths: Sequence[int]) -> str:

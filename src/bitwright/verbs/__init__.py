@@ -9,6 +9,8 @@ VERBS: dict[str, Row] = {
     "inspect": Row("bitwright.verbs.inspect:Inspect", "ops, shapes, parameters, MACs, and what runs in integers"),
     "quantize": Row("bitwright.verbs.quantize:Quantize", "a float network in, a smaller integer network out"),
     "auto": Row("bitwright.verbs.auto:Auto", "climb the ladder of recipes until the accuracy goal holds"),
+    "search": Row("bitwright.verbs.search:Search", "mixed widths: budgets in, a front of runnable networks out"),
+    "sensitivity": Row("bitwright.verbs.sensitivity:Sensitivity", "what each width of each layer loses"),
     "debug": Row("bitwright.verbs.debug:Debug", "where the error comes from, and what each remedy buys"),
     "run": Row("bitwright.verbs.run:Run", "top-5 of images, by one file or two side by side"),
     "evaluate": Row("bitwright.verbs.evaluate:Evaluate", "accuracy of a file in its runtime"),

@@ -12,6 +12,7 @@ from typing import Any
 from bitwright.deploy.evaluate import Drop
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
+from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.trial import Bench
 
 RUN = "run.json"
@@ -129,15 +130,10 @@ def _short(value: Any) -> str:
 
 def run_of(bench: Bench, seed: int, version: str) -> dict[str, Any]:
     """What makes two runs the same: network, images, widths, settings. Goal and budgets may differ."""
-    images = {}
-    for name, batches in (("data", bench.calibration), ("eval-data", bench.measured)):
-        first = next(iter(batches))
-        digest = hashlib.sha256("\n".join(batches.names).encode())
-        for key, array in sorted(first.inputs.items()):
-            digest.update(key.encode() + array.tobytes())
-        if batches.labels is not None:
-            digest.update(batches.labels.tobytes())
-        images[name] = f"{len(batches)} images, {digest.hexdigest()[:16]}"
+    images = {
+        name: f"{len(batches)} images, {digest_of(batches)}"
+        for name, batches in (("data", bench.calibration), ("eval-data", bench.measured))
+    }
     return {
         "version": version,
         "network": hashlib.sha256(bench.reference).hexdigest()[:16],

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 
+from bitwright.cost import COSTS
 from bitwright.deploy.forms import FORMS
 from bitwright.deploy.runtimes import RUNTIMES
 from bitwright.errors import BitwrightError
@@ -21,6 +22,8 @@ from bitwright.formats import FORMATS
 from bitwright.lookup import Row, lookup
 from bitwright.ptq import STEPS
 from bitwright.ranges import ESTIMATORS
+from bitwright.search.sensitivity import SENSITIVITIES
+from bitwright.search.solvers import SOLVERS
 from bitwright.targets import TARGETS
 from bitwright.verbs.tables import columns
 from bitwright.verbs.terminal import Terminal
@@ -33,6 +36,9 @@ KINDS: dict[str, tuple[str, Mapping[str, Row]]] = {
     "formats": ("with --set W=NAME-BITS", FORMATS),
     "forms": ("by the target: how a written file spells quantization", FORMS),
     "runtimes": ("with --runtime where a command runs a file", RUNTIMES),
+    "costs": ("with search --budget NAME=VALUE, or --over NAME", COSTS),
+    "sensitivities": ("with search or sensitivity --method NAME; parameters with --measure", SENSITIVITIES),
+    "solvers": ("with search --solver NAME", SOLVERS),
 }
 #: A full stop that ends a sentence, not an abbreviation.
 SENTENCE = re.compile(r"(?<!\bal)(?<!\bpp)(?<!\bvol)\.\s")
@@ -45,7 +51,9 @@ class Methods:
     Each with its parameters, their defaults, and the paper it comes from.
     """
 
-    kinds: tuple[str, ...] = argument("steps, estimators, formats, packings, forms, runtimes; all if none", default=())
+    kinds: tuple[str, ...] = argument(
+        "steps, estimators, formats, packings, forms, runtimes, costs, sensitivities, solvers; all if none", default=()
+    )
 
     def run(self, terminal: Terminal) -> Outcome:
         """List."""

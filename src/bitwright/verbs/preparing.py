@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,6 +154,16 @@ def data_for(
     if batches.preprocess_source == "default":
         terminal.note(f"note: no preprocess.yaml for {source}: pixels are divided by 255 and nothing else")
     return batches
+
+
+def digest_of(batches: Batches) -> str:
+    """What tells one set of images from another: all names and labels, and the content of the first batch."""
+    found = hashlib.sha256("\n".join(batches.names).encode())
+    for key, array in sorted(next(iter(batches)).inputs.items()):
+        found.update(key.encode() + array.tobytes())
+    if batches.labels is not None:
+        found.update(batches.labels.tobytes())
+    return found.hexdigest()[:16]
 
 
 def resolve_target(name: str, terminal: Terminal) -> Target:

@@ -1,0 +1,222 @@
+"""Mixed widths beside one width for all: accuracy of the served file, its bytes, BOPs and search time; as a page.
+
+Of each network the files of one width are written first; every search then has the bytes of such a file as its budget,
+and its point is quantized by the same recipe on the same images. Rows go to docs/results/mixed.jsonl and are not
+measured again; docs/results/mixed.md is written from them. What a search has found stays in --work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from record import ROOT, Record, parser
+
+from bitwright.cost.budget import spelled
+from bitwright.verbs.fronts import found_front
+from bitwright.verbs.open_search import open_search
+from bitwright.verbs.preparing import data_for, float_network, resolve_target
+from bitwright.verbs.searching import Searching
+from bitwright.verbs.terminal import Terminal
+
+NETWORKS = {
+    "resnet20": ("resnet20_cifar10.onnx", "cifar10"),
+    "mobilenetv2": ("mobilenetv2_tiny_imagenet.onnx", "tiny-imagenet"),
+    "resnet18": ("resnet18_tiny_imagenet.onnx", "tiny-imagenet"),
+}
+BITS = (4, 3, 2)
+#: Widths to choose from; 0 is the widest of the target.
+CHOICES = {"resnet20": (0, 6, 5, 4, 3, 2, 1), "mobilenetv2": (0, 5, 4, 3, 2, 1), "resnet18": (0, 4, 3, 2, 1)}
+#: Methods whose measure is smooth need fewer images than those that count answers.
+FEW = {"val_limit": 256}
+METHODS: dict[str, dict[str, Any]] = {
+    "zeroq": {"method": "zeroq", **FEW},
+    "adaquant, milp": {"method": "adaquant", **FEW},
+    "accuracy, greedy": {"method": "accuracy", "solver": "greedy"},
+    "hawq": {"method": "hawq", **FEW},
+    "msq": {"method": "msq"},
+    "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
+    "kl": {"method": "kl", **FEW},
+    "sqnr": {"method": "sqnr", **FEW},
+    "fisher": {"method": "fisher", **FEW},
+    "random": {"method": "random"},
+    "size": {"method": "size"},
+}
+#: How points are quantized; all widths are calibrated by `closed-form` meanwhile.
+RECIPES: dict[str, list[Any]] = {
+    "closed form": [{"gptq": {"most_bits": 8, "inputs": "quantized"}}],
+    "adaquant": ["adaquant"],
+    "adaround": [{"adaround": {"iterations": 2000}}],
+}
+#: Images of a search: to calibrate with, and to score on.
+CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
+COLUMNS = ["network", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high", "size", "bops",
+           "seconds"]  # fmt: skip
+
+
+def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
+    """Calibration and validation images of a seed as arrays, with no image in both, neither from dev."""
+    file, folder = NETWORKS[network]
+    data = flags.shared / "data" / folder
+    found = tuple(flags.work / folder / f"{part}-{seed}.npz" for part in ("calibration", "validation"))
+    if all(path.exists() for path in found):
+        return found[0], found[1]
+    model, terminal = float_network(str(flags.shared / "data/models" / file)), Terminal(seed=seed)
+    calibration = data_for(model, str(data / "calib"), terminal)
+    if folder == "cifar10":
+        calibration = calibration.limited(CALIBRATION[folder], seed)
+        names = {Path(name).name for name in data_for(model, str(data / "calib"), terminal).names}
+        others = data_for(model, str(data / "train.zip"), terminal, limit=VALIDATION + VALIDATION // 10)
+        kept = [i for i, name in enumerate(others.names) if Path(name).name not in names][:VALIDATION]
+    else:
+        calibration, others = calibration.halved(seed)
+        kept = list(range(len(others)))
+    for path, batches, rows in ((found[0], calibration, None), (found[1], others, kept)):
+        arrays = {key: np.concatenate([b.inputs[key][: b.valid] for b in batches]) for key in batches.specs}
+        labels = batches.require_labels()
+        chosen = range(len(labels)) if rows is None else rows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, **{key: array[chosen] for key, array in arrays.items()}, labels=labels[chosen])
+        part.rename(path)
+    return found[0], found[1]
+
+
+def searching(network: str, seed: int, recipe: str, flags: Any, **aim: Any) -> Searching:
+    """A search on a network, in the folder of its seed."""
+    file, folder = NETWORKS[network]
+    calibration, validation = images_of(network, seed, flags)
+    path = Path(tempfile.gettempdir()) / f"mixed-{recipe.replace(' ', '-')}.yaml"
+    steps = ["fold_batchnorm", {"equalize": None, "when": "depthwise or per_tensor"}, "place",
+             {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
+    path.write_text(yaml.safe_dump({"help": recipe, "steps": steps}))
+    widest = resolve_target("auto", Terminal()).widest_weight
+    return open_search(
+        str(flags.shared / "data/models" / file), str(calibration), val_data=str(validation),
+        eval_data=str(flags.shared / "data" / folder / "dev"), terminal=Terminal(seed=seed, quiet=flags.quiet),
+        output=flags.work / f"{network}-{seed}", weights=[min(w or 8, widest) for w in CHOICES[network]], set=["A=8"],
+        recipe=str(path), batch=100, **aim,
+    )  # fmt: skip
+
+
+def row_of(front_point: Any, key: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """A row from a written point."""
+    drop = front_point.drop
+    return key | {
+        "mean_bits": front_point.mean_bits, "served": drop["accuracy"], "float": drop["reference"],
+        "drop": drop["drop"], "low": drop["low"], "high": drop["high"], "images": drop["images"],
+        "size": front_point.costs["size"], "weights": front_point.costs["weights"], "bops": front_point.costs["bops"],
+        "seconds": seconds, "point_seconds": front_point.found["seconds"], "codes": front_point.found["codes"],
+        "mismatches": front_point.found["mismatches"], "proven": front_point.found["proven"],
+        "widths": {region: list(w) for region, w in front_point.widths.items()},
+        "folder": front_point.folder.name,
+    }  # fmt: skip
+
+
+def uniform(key: dict[str, Any], flags: Any) -> dict[str, Any]:
+    """The file of one width."""
+    search = searching(key["network"], key["seed"], key["recipe"], flags)
+    search.prepare()
+    choices = next(c for c in search.uniform() if search.space.groups[0].choices[c[0]].weight == key["bits"])
+    (point,) = search.write([("uniform", search.problem().assignment(choices))])
+    return row_of(point, key, 0.0)
+
+
+def mixed(key: dict[str, Any], size: float, flags: Any) -> dict[str, Any]:
+    """The point of a search of at most so many bytes."""
+    aim = METHODS[key["method"]]
+    start = time.perf_counter()
+    front = found_front(
+        searching(key["network"], key["seed"], key["recipe"], flags, budget=f"size={size:.0f}B", **aim)
+    )
+    made = sum(point.found["seconds"] for point in front.points)
+    return row_of(front.best, key, time.perf_counter() - start - made) | {"met": front.met}
+
+
+def main() -> None:
+    """Measure the cells that are missing."""
+    made = parser(__doc__ or "")
+    made.add_argument("--network", nargs="+", choices=NETWORKS, default=["resnet20"])
+    made.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
+    made.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS))
+    made.add_argument("--recipe", nargs="+", choices=RECIPES, default=["closed form"])
+    made.add_argument("--seed", nargs="+", type=int, default=[0])
+    made.add_argument("--work", type=Path, default=Path("mixed.work"), help="points, and what searches keep")
+    made.add_argument("--minutes", type=float, default=0.0, help="start no cell after so many; 0 for no bound")
+    made.add_argument("--page", action="store_true", help="only write docs/results/mixed.md from the rows")
+    made.add_argument("--quiet", action="store_true")
+    flags = made.parse_args()
+    record, start = Record(flags.output or ROOT / "docs/results/mixed.jsonl"), time.monotonic()
+    for seed, network, recipe, bits in itertools.product(flags.seed, flags.network, flags.recipe, flags.bits):
+        for method in () if flags.page else ("uniform", *flags.method):
+            key = {"network": network, "recipe": recipe, "bits": bits, "method": method, "seed": seed}
+            if record.known(**key):
+                continue
+            if flags.minutes and time.monotonic() - start > 60 * flags.minutes:
+                break
+            if method == "uniform":
+                record.add(uniform(key, flags))
+            else:
+                same = key | {"method": "uniform"}
+                size = next(row["size"] for row in record.rows if same.items() <= row.items())
+                record.add(mixed(key, size, flags))
+            print({name: record.rows[-1][name] for name in COLUMNS}, flush=True)
+    page = ROOT / "docs/results/mixed.md"
+    head = page.read_text().split(MARK)[0] if page.exists() else "# Mixed precision, measured\n\n"
+    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    record.show(COLUMNS)
+
+
+MARK = "<!-- written by benchmarks/mixed_table.py from mixed.jsonl -->"
+
+
+def tables(rows: list[dict[str, Any]]) -> list[str]:
+    """A table for each network and recipe: each method at the bytes of each uniform file."""
+    lines: list[str] = []
+    for network, recipe in dict.fromkeys((row["network"], row["recipe"]) for row in rows):
+        mine = [row for row in rows if (row["network"], row["recipe"]) == (network, recipe)]
+        lines += [
+            "", f"## {network}, points by {recipe}", "",
+            f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in brackets "
+            "the drop in points with its 95 % interval of a seed, or mean and deviation of several. Seconds are those "
+            "of measuring and solving, all budgets together, without calibrating widths and without making points.",
+            "", "| method | " + " | ".join(f"bytes of {b} bits | mean bits, size, BOPs" for b in BITS)
+            + " | seconds |",
+            "|---|" + "---|" * (2 * len(BITS) + 1),
+        ]  # fmt: skip
+        for method in dict.fromkeys(row["method"] for row in mine):
+            cells = []
+            for bits in BITS:
+                found = [row for row in mine if (row["method"], row["bits"]) == (method, bits)]
+                cells += [told(found), costs(found)]
+            seconds = [row["seconds"] for row in mine if row["method"] == method]
+            seeds = len({row["seed"] for row in mine if row["method"] == method})
+            lines.append(f"| {method} | " + " | ".join(cells) + f" | {sum(seconds) / seeds:.0f} |")
+    return [*lines, ""]
+
+
+def told(rows: list[dict[str, Any]]) -> str:
+    """Accuracy of one cell."""
+    if not rows:
+        return ""
+    drops, served = [100 * row["drop"] for row in rows], 100 * float(np.mean([row["served"] for row in rows]))
+    if len(rows) == 1:
+        return f"{served:.2f} ({drops[0]:+.2f}, {100 * rows[0]['low']:+.2f} to {100 * rows[0]['high']:+.2f})"
+    return f"{served:.2f} ({np.mean(drops):+.2f} +- {np.std(drops, ddof=1):.2f}, {len(rows)} seeds)"
+
+
+def costs(rows: list[dict[str, Any]]) -> str:
+    """Mean bits, bytes and BOPs of one cell."""
+    if not rows:
+        return ""
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in ("mean_bits", "size", "bops")}
+    return f"{mean['mean_bits']:.2f}, {spelled(mean['size'], 'B')}, {spelled(mean['bops'], 'BOP')}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""What a search gives: written points within bounds, or a front of them; and the search as Python calls it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.cost import COSTS
+from bitwright.cost.budget import spelled
+from bitwright.deploy.evaluate import Drop
+from bitwright.deploy.writer import write_bytes
+from bitwright.errors import InputError
+from bitwright.lookup import lookup
+from bitwright.search.problem import Assignment
+from bitwright.search.solvers.pareto import not_dominated
+from bitwright.verbs.searching import TRIES, Point, Searching
+
+#: A limit that was missed is drawn in to where the same miss would meet it, and by this part more.
+MORE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Front:
+    """The networks that a search wrote.
+
+    Attributes:
+        points: by rising cost.
+        best: within the bounds, the one that loses least; of a search for the least cost within a drop, the cheapest.
+            Where no point is within the bounds, the nearest one.
+        met: whether `best` is within all bounds, by what was measured of it.
+        excess: of `best`: `{bound: by which factor it is exceeded}`, and `drop` in points above the goal.
+        over: the cost that points are spread over.
+        reference: accuracy of the float network; None without labels.
+        float_costs: of the float network.
+        limits: `{cost: most that it may be}`.
+        notes: what the reader has to know.
+        seconds: of the search.
+        folder: where everything is.
+        searching: what it was found with.
+    """
+
+    points: tuple[Point, ...]
+    best: Point
+    met: bool
+    excess: Mapping[str, float]
+    over: str
+    reference: float | None
+    float_costs: Mapping[str, float]
+    limits: Mapping[str, float]
+    notes: tuple[str, ...]
+    seconds: float
+    folder: Path
+    searching: Searching
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the front, accuracy with its interval over cost; PNG or SVG by the ending of the path.
+
+        Raises:
+            InputError: another ending, or points without accuracy.
+            UnsupportedError: matplotlib is not installed.
+        """
+        from bitwright.report.front import FrontPoint, picture
+
+        form = Path(path).suffix.removeprefix(".").lower()
+        drawn = [
+            FrontPoint(label=f"{point.mean_bits:.2f} bits", cost=point.costs[self.over], kind=point.kind,
+                       **_accuracy(point.drop))
+            for point in self.points if point.drop is not None
+        ]  # fmt: skip
+        if not drawn or self.reference is None:
+            raise InputError("plot", "points without accuracy", "labelled images to measure points on")
+        reference = FrontPoint(
+            label="float", cost=self.float_costs[self.over], kind="float", accuracy=self.reference,
+            low=self.reference, high=self.reference,
+        )  # fmt: skip
+        title = f"{self.searching.aim.method}, points by {self.searching.recipe}"
+        content = picture([*drawn, reference], cost=self.over, unit=unit(self.over), title=title, form=form)
+        write_bytes(path, content)
+
+
+def _accuracy(drop: Mapping[str, float]) -> dict[str, float]:
+    """Accuracy with the interval of the difference to float, which is known better than either."""
+    accuracy, reference = drop["accuracy"], drop["reference"]
+    low, high = min(accuracy, reference - drop["high"]), max(accuracy, reference - drop["low"])
+    return {"accuracy": accuracy, "low": max(0.0, low), "high": min(1.0, high)}
+
+
+def found_front(searching: Searching) -> Front:
+    """Search.
+
+    Raises:
+        InputError: bounds that cannot be met by any choice of widths, or what `quantize` refuses.
+        UnsupportedError: a width that the target lacks.
+    """
+    start = time.perf_counter()
+    searching.prepare()
+    aim, notes = searching.aim, list[str]()
+    if searching.limits:
+        points = _within(searching, notes)
+    elif aim.max_drop is not None:
+        points = _cheapest(searching)
+    else:
+        points = searching.write([("search", one) for one in searching.chosen()])
+    candidates = [point for point in points if point.kind == "search"]
+    best = _best(searching, candidates)
+    excess = excess_of(searching, best)
+    if aim.uniform:
+        problem = searching.problem()
+        points += searching.write([("uniform", problem.assignment(choices)) for choices in searching.uniform()])
+    if others := searching.shelf.others():
+        notes.append(f"{others} files in {searching.shelf.folder} are of other networks, data or settings: not used")
+    drop = best.drop
+    return Front(
+        points=tuple(sorted(points, key=lambda point: point.costs[aim.over])), best=best, met=not excess,
+        excess=excess, over=aim.over, reference=None if drop is None else drop["reference"],
+        float_costs={name: tables[0].reference for name, tables in searching.tables.items()},
+        limits=searching.limits, notes=tuple(notes), seconds=time.perf_counter() - start, folder=searching.folder,
+        searching=searching,
+    )  # fmt: skip
+
+
+def _within(searching: Searching, notes: list[str]) -> list[Point]:
+    """Points below limits: where what is written is above one, the next try aims lower by as much."""
+    limits, tried = dict(searching.limits), list[Point]()
+    (assignment,) = searching.chosen()
+    for _ in range(TRIES):
+        (point,) = searching.write([("search", assignment)])
+        tried = [other for other in tried if other.name != point.name] + [point]
+        excess = searching.excess(point, searching.limits)
+        if not excess:
+            break
+        for name, factor in excess.items():
+            limits[name] = min(limits[name], point.predicted[name]) / factor * (1 - MORE)
+            notes.append(
+                f"{name} of {point.name} is {spelled(point.costs[name], unit(name))}, "
+                f"{spelled(point.predicted[name], unit(name))} by its table: aimed lower"
+            )
+        if searching.cannot(limits):
+            notes.append("no choice of widths is foretold to be that low")
+            break
+        assignment = searching.again(limits)
+    return tried
+
+
+def _cheapest(searching: Searching) -> list[Point]:
+    """Points of a front around the cheapest that is within the drop: the front is halved until it is found."""
+    ladder = sorted(searching.chosen(), key=lambda one: one.costs[searching.aim.over])
+    written: dict[int, Point] = {}
+    low, high = 0, len(ladder) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        (written[middle],) = searching.write([("search", ladder[middle])])
+        if excess_of(searching, written[middle]):
+            low = middle + 1
+        else:
+            high = middle - 1
+    return list(written.values())
+
+
+def excess_of(searching: Searching, point: Point) -> dict[str, float]:
+    """What of a point is above its bounds: costs as factors, the drop in points; empty where it is within all."""
+    found = searching.excess(point, searching.limits)
+    goal = searching.aim.max_drop
+    if goal is not None:
+        assert point.drop is not None, "labels were asked for"
+        upper = Drop(**point.drop).upper(searching.aim.confidence)  # type: ignore[arg-type]
+        if upper > goal:
+            found["drop"] = 100 * (upper - goal)
+    return found
+
+
+def _best(searching: Searching, points: Sequence[Point]) -> Point:
+    """The best point within the bounds, or the nearest to them."""
+
+    def rank(point: Point) -> tuple[float, ...]:
+        excess = excess_of(searching, point)
+        cost = point.costs[searching.aim.over]
+        if searching.aim.max_drop is not None and not searching.limits:
+            return (len(excess) > 0, sum(excess.values()), cost)
+        drop = point.drop
+        lost = drop["drop"] if drop is not None else -(point.found["sqnr_db"] or 0.0)
+        return (len(excess) > 0, sum(excess.values()), lost, cost)
+
+    return min(points, key=rank)
+
+
+def front_of(points: Sequence[Point], over: str) -> list[Point]:
+    """The points than which none is both cheaper and more accurate, by what was measured."""
+    labelled = [point for point in points if point.drop is not None]
+    as_assignments = {
+        i: Assignment(choices=(i,), loss=point.drop["drop"], costs={over: point.costs[over]})
+        for i, point in enumerate(labelled) if point.drop is not None
+    }  # fmt: skip
+    return [labelled[one.choices[0]] for one in not_dominated(list(as_assignments.values()), [over])]
+
+
+def unit(name: str) -> str:
+    """Unit of a cost."""
+    found: str = lookup(COSTS, name, "cost").load().unit
+    return found
+
+
+def point_json(front: Front, point: Point) -> dict[str, Any]:
+    """A point as `--json` prints it."""
+    return {
+        "name": point.name,
+        "kind": point.kind,
+        "file": str(point.folder / "model.onnx"),
+        "widths": {region: list(widths) for region, widths in point.widths.items()},
+        "mean_bits": point.mean_bits,
+        "loss": point.loss,
+        "costs": point.costs,
+        "predicted": dict(point.predicted),
+        "latency": None if point.latency is None else dict(point.latency),
+        "drop": None if point.drop is None else dict(point.drop),
+        "agreement": point.found["agreement"],
+        "sqnr_db": point.found["sqnr_db"],
+        "simulated": point.found["simulated"],
+        "codes": point.found["codes"],
+        "mismatches": point.found["mismatches"],
+        "proven": point.found["proven"],
+        "seconds": point.found["seconds"],
+        "on_front": point in front_of(front.points, front.over),
+        "best": point is front.best,
+    }

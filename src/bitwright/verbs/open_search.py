@@ -1,0 +1,249 @@
+"""From what a user gives to a search, checked and opened before anything runs; and the search in Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bitwright.cost import COSTS
+from bitwright.data.batches import Batches
+from bitwright.errors import InputError
+from bitwright.lookup import lookup
+from bitwright.recipes.recipe import checked_settings, load_recipe, parse_settings
+from bitwright.search.jobs.cluster import RayCluster
+from bitwright.search.jobs.executor import Executor
+from bitwright.search.jobs.here import Here
+from bitwright.search.jobs.processes import Processes
+from bitwright.search.sensitivity import SENSITIVITIES
+from bitwright.search.solvers import SOLVERS
+from bitwright.verbs.fronts import Front, found_front
+from bitwright.verbs.preparing import data_for, digest_of, float_network
+from bitwright.verbs.quantized import placing_of
+from bitwright.verbs.searching import Aim, Images, Searching, parse_budgets
+from bitwright.verbs.stocking import Placing, Widths
+from bitwright.verbs.terminal import Terminal
+from bitwright.verbs.trial import check_labels, check_settings
+
+#: Where a search in Python goes if nothing else is said.
+FOLDER = "bitwright.search"
+
+
+def search(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, seed: int = 0, **asked: Any) -> Front:
+    """Find the widths of all layers: within budgets, within a drop of accuracy, or a whole front of them.
+
+    Every point is an ONNX file of its own in `output`, measured in its runtime and verified.
+
+    Args:
+        model: as `quantize` has it.
+        data: calibration images, as `quantize` has them; a path, where points are made by other processes.
+        output: the folder of points and of what is kept: the same search goes on there.
+        seed: of everything random.
+        asked: of `open_search`: `method`, `budget`, `max_drop`, `weights`, `activations`, `tied`, `recipe`, ...
+
+    Raises:
+        InputError: bad input, or bounds that no choice of widths meets; says the least that can be reached.
+        UnsupportedError: a width that the target lacks.
+
+    Example:
+        >>> import numpy as np, tempfile, torch
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3),
+        ...                           torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        >>> images = {"input": np.random.default_rng(0).normal(size=(8, 1, 6, 6)).astype(np.float32)}
+        >>> front = search(net, images, example=torch.zeros(2, 1, 6, 6), output=tempfile.mkdtemp(),
+        ...                budget="weights=1/7", weights=(4, 2), free_ends=True)
+        >>> front.met, front.best.costs["weights"] <= front.limits["weights"], front.best.found["mismatches"]
+        (True, True, 0)
+    """
+    return found_front(open_search(model, data, terminal=Terminal(seed=seed), output=output, **asked))
+
+
+def pareto(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, seed: int = 0, **asked: Any) -> Front:
+    """A front of networks over a cost: `search` without bounds.
+
+    Args:
+        model, data, output, seed: as `search` has them.
+        asked: of `open_search`: `over`, `points`, `method`, `weights`, `uniform`, ...
+
+    Raises:
+        InputError: a bound, or what `search` refuses.
+
+    Example:
+        >>> import inspect
+        >>> "over" in inspect.signature(open_search).parameters
+        True
+    """
+    for bound in ("budget", "max_drop"):
+        if asked.get(bound):
+            raise InputError(bound, f"is {asked[bound]!r}, and a front has no bounds", "no bound", "use search")
+    return search(model, data, output=output, seed=seed, **asked)
+
+
+def open_search(
+    model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "sqnr",
+    measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
+    max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
+    solver: str = "", weights: Sequence[int] = (), activations: Sequence[int] = (), tied: bool = False,
+    free_ends: bool = False,
+    val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
+    steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
+    ends: int | None = None, verify_images: int = 64, processes: int = 1, ray: str = "", example: Any = None,
+    shapes: Sequence[str] = (), batch: int = 32, limit: int = 0, skip_bad: bool = False,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Searching:  # fmt: skip
+    """Check and open what a search is given.
+
+    Args:
+        model, data: as `quantize` has them.
+        terminal: where to speak; its seed is that of everything random.
+        output: the folder of points and of what is kept.
+        method: row of `SENSITIVITIES`.
+        measure: its settings.
+        budget: bounds, `"size=1/8"`.
+        costs: settings of costs, `"bops.accumulation=true"`.
+        max_drop: percentage points of accuracy that may be lost; 0 for any.
+        confidence: at which that has to hold.
+        over: cost that a front is spread over.
+        points: of a front.
+        uniform: write the networks of one width for all groups, too.
+        solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
+        weights, activations, tied, free_ends: what moves (`Widths`).
+        val_data: images that the method measures on; those of `data`, or half of them, if None.
+        val_limit: use so many of them at most, balanced over classes; 0 for all.
+        eval_data: labelled images to measure points on; `data` if None.
+        inside: recipe that calibrates every width.
+        recipe: recipe of points; `inside` if empty.
+        steps: settings of the recipes' steps.
+        target, set, ends: as `quantize` has them; widths of what does not move.
+        verify_images: images that each point is verified on.
+        processes: that make points.
+        ray: address of a cluster that makes points.
+        example, shapes, batch, limit, skip_bad, preprocess: as `quantize` has them.
+
+    Raises:
+        InputError: bad input.
+    """
+    settings: dict[str, Mapping[str, Any]] = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    check_settings(settings, [load_recipe(inside), load_recipe(recipe or inside)])
+    aim = _aim(
+        Aim(
+            method=method,
+            measure=dict(measure or {}),
+            solver=solver,
+            budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
+            costing=_costing(costs),
+            over=over,
+            points=points,
+            uniform=uniform,
+            max_drop=max_drop / 100 or None,
+            confidence=confidence,
+        )
+    )
+    if verify_images < 0:
+        raise InputError("--verify-images", f"is {verify_images}", "0 or more")
+    executor = _executor(processes, ray)
+    if not isinstance(executor, Here) and not all(isinstance(d, str | os.PathLike) for d in (data, eval_data or data)):
+        raise InputError("data", "are objects of this process", "paths, which other processes can open")
+    if data is None or (isinstance(data, str) and not data):
+        raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
+    placed = placing_of(target, set, ends, None, terminal)
+    placing = Placing(
+        target=placed["target"], set=tuple(set), bits_of_ends=ends, recipe=inside,
+        settings=_of_recipe(inside, settings),
+    )  # fmt: skip
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(str(folder), "is a file", "a folder", "choose another --output")
+    network = float_network(model, example=example, shapes=shapes)
+    opened = {
+        "batch": batch, "limit": limit, "skip_bad": skip_bad, "preprocess": dict(preprocess or {}),
+    }  # fmt: skip
+    if val_limit and not val_data:
+        raise InputError("--val-limit", f"is {val_limit}, and there are no --val-data", "both, or --limit")
+    images = _images(network, data, (val_data, val_limit), eval_data, aim, opened, terminal)
+    return Searching(
+        network=network, images=images, placing=placing, aim=aim, recipe=recipe or inside,
+        widths=Widths(weights=tuple(weights), activations=tuple(activations), tied=tied, ends=free_ends),
+        settings=_of_recipe(recipe or inside, settings), folder=folder, executor=executor, verified=verify_images,
+        terminal=terminal,
+    )  # fmt: skip
+
+
+def _images(
+    network: ir.Model,
+    data: Any,
+    validation_of: tuple[Any, int],
+    eval_data: Any,
+    aim: Aim,
+    opened: dict[str, Any],
+    terminal: Terminal,
+) -> Images:
+    calibration: Batches = data_for(network, data, terminal, **opened)
+    val_data, val_limit = validation_of
+    validation: Batches | None = None
+    if val_data:
+        validation = data_for(network, val_data, terminal, **opened | {"limit": val_limit})
+    measured = data_for(network, eval_data, terminal, **opened | {"limit": 0}) if eval_data else calibration
+    digests = f"{digest_of(calibration)} {digest_of(measured)}"
+    method = lookup(SENSITIVITIES, aim.method, "method").load()
+    if validation is None and hasattr(method, "trajectory") and method.needs_labels:
+        calibration, validation = calibration.halved(terminal.seed)
+        terminal.note(f"note: {aim.method} scores on half of the images of --data; give --val-data for others")
+    if aim.max_drop is not None or (eval_data and measured.labels is not None):
+        check_labels(measured, network, str(eval_data or data))
+    if not eval_data:
+        terminal.note("note: points are measured on the calibration images; give --eval-data for others")
+    own = {"data": data, "eval_data": eval_data or data, "eval_limit": 0 if eval_data else opened["limit"]}
+    job = {**own, "images": digests, **opened}
+    return Images(calibration=calibration, validation=validation, measured=measured, same=not eval_data, job=job)
+
+
+def _costing(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Settings of costs, checked."""
+    found = parse_settings(texts)
+    for name, settings in found.items():
+        checked_settings(lookup(COSTS, name, "cost").load(), settings, f"--cost {name}")
+    return found
+
+
+def _aim(aim: Aim) -> Aim:
+    """The aim, checked."""
+    drop = 100 * (aim.max_drop or 0.0)
+    if not 0 <= drop <= 100:
+        raise InputError("--max-drop", f"is {drop:g}", "percentage points, 0 to 100")
+    if not 0 <= aim.confidence < 1:
+        raise InputError("--confidence", f"is {aim.confidence:g}", "a fraction from 0 to below 1, as 0.95")
+    if aim.points < 2:
+        raise InputError("--points", f"is {aim.points}", "2 or more")
+    lookup(COSTS, aim.over, "cost")
+    row = lookup(SENSITIVITIES, aim.method, "method").load()
+    if aim.solver:
+        lookup(SOLVERS, aim.solver, "solver")
+        if hasattr(row, "trajectory"):
+            raise InputError(
+                f"--solver {aim.solver}", f"{aim.method} is an order, which takes the solver's place", "no --solver"
+            )
+    if aim.solver == "pareto" and aim.budgets:
+        raise InputError("--solver pareto", "makes fronts, and --budget asks for one point", "milp, greedy or genetic")
+    if aim.solver not in ("", "pareto") and not aim.budgets:
+        raise InputError(f"--solver {aim.solver}", "needs a budget", "--budget, as size=1/8", "or no --solver")
+    return aim
+
+
+def _executor(processes: int, ray: str) -> Executor:
+    if processes < 1:
+        raise InputError("--processes", f"is {processes}", "1 or more")
+    if ray:
+        if processes > 1:
+            raise InputError("--processes", f"is {processes}, beside --ray", "one of both")
+        return RayCluster(address=ray)
+    return Processes(workers=processes) if processes > 1 else Here()
+
+
+def _of_recipe(name: str, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Settings of the steps that a recipe has."""
+    steps = {step for step, _ in load_recipe(name).steps}
+    return {step: values for step, values in settings.items() if step in steps}

@@ -1,0 +1,417 @@
+"""A search from network and images to written points: sensitivity, costs, solver, evaluation.
+
+What sensitivities foretell is only what points are chosen by. What is told of a point is measured: the accuracy of its
+written file, its bytes, its latency.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bitwright.cost import COSTS
+from bitwright.cost.budget import Budget, parse_budget
+from bitwright.cost.table import Table
+from bitwright.data.batches import Batches
+from bitwright.deploy.writer import write_bytes
+from bitwright.errors import InputError
+from bitwright.lookup import lookup
+from bitwright.recipes.recipe import checked_settings
+from bitwright.search.feasible import feasible
+from bitwright.search.jobs.executor import Executor
+from bitwright.search.kept import Kept
+from bitwright.search.problem import Additive, Assignment, Choices, Problem, within
+from bitwright.search.sensitivity import SENSITIVITIES
+from bitwright.search.solvers import SOLVERS
+from bitwright.search.solvers.greedy import Step
+from bitwright.verbs.points import PointJob, kept_point, make_point
+from bitwright.verbs.preparing import digest_of
+from bitwright.verbs.quantized import model_bytes
+from bitwright.verbs.stocking import Placing, Shelf, Widths, base_network, library_of, origin_of, tables_of
+from bitwright.verbs.terminal import Terminal
+
+#: Costs that are told of every point, beside those that are bounded.
+TOLD = ("size", "weights", "bops")
+#: How often limits are drawn in because what was written is above what its table foretold.
+TRIES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a search is to find.
+
+    Attributes:
+        method: row of `SENSITIVITIES`.
+        measure: its settings.
+        solver: row of `SOLVERS`; "" for `milp` with budgets, `pareto` without.
+        solving: its settings.
+        budgets: bounds on costs.
+        costing: `{cost: its settings}`.
+        over: cost by which a front is spread, where there is no budget.
+        points: of a front.
+        uniform: write the networks of one width for all groups, too.
+        max_drop: share of right answers that may be lost, None for any.
+        confidence: at which the drop has to hold.
+    """
+
+    method: str = "sqnr"
+    measure: Mapping[str, Any] = field(default_factory=dict)
+    solver: str = ""
+    solving: Mapping[str, Any] = field(default_factory=dict)
+    budgets: tuple[Budget, ...] = ()
+    costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    over: str = "size"
+    points: int = 8
+    uniform: bool = False
+    max_drop: float | None = None
+    confidence: float = 0.95
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """All costs that a search has tables of."""
+        return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), self.over)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """Images of a search, opened, and what they were opened from.
+
+    Attributes:
+        calibration, validation, measured: to set ranges with; to measure sensitivities on, those of `calibration` if
+            None; to measure points on.
+        job: what a point needs of them, fields of `PointJob`.
+        same: points are measured on the calibration images.
+    """
+
+    calibration: Batches
+    validation: Batches | None
+    measured: Batches
+    job: Mapping[str, Any]
+    same: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """A written network of a search.
+
+    Attributes:
+        name: of its folder.
+        kind: `search`, or `uniform`.
+        choices: of the space's groups.
+        widths: `{region: (bits of its weight, bits of what it reads)}`, of the regions that move.
+        mean_bits: of the weights that move.
+        loss: by the sensitivity; None where it orders groups, or for uniform widths of one that has no losses.
+        predicted: `{cost: by its table}`.
+        found: what its evaluation says.
+        latency: milliseconds measured and predicted; None where latency was not asked for.
+        folder: where it is.
+    """
+
+    name: str
+    kind: str
+    choices: Choices
+    widths: Mapping[str, tuple[int, int]]
+    mean_bits: float
+    loss: float | None
+    predicted: Mapping[str, float]
+    found: Mapping[str, Any]
+    latency: Mapping[str, float] | None
+    folder: Path
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Costs of the written network, measured latency among them."""
+        measured = {} if self.latency is None else {"latency": self.latency["ms"]}
+        return {**self.found["costs"], **measured}
+
+    @property
+    def drop(self) -> Mapping[str, float] | None:
+        """Accuracy beside float; None without labels."""
+        found: Mapping[str, float] | None = self.found["drop"]
+        return found
+
+
+@dataclass(kw_only=True, eq=False)
+class Searching:
+    """One search: what it was given, and what it has prepared.
+
+    Attributes:
+        network: float.
+        images: of calibration, validation and measurement.
+        placing, widths, aim: what is asked.
+        recipe, settings: by which points are quantized.
+        folder: of points and of what is kept.
+        executor: where points are made.
+        verified: images that each point is verified on.
+        terminal: where to speak.
+    """
+
+    network: ir.Model
+    images: Images
+    placing: Placing
+    widths: Widths
+    aim: Aim
+    recipe: str
+    settings: Mapping[str, Mapping[str, Any]]
+    folder: Path
+    executor: Executor
+    verified: int
+    terminal: Terminal
+
+    def stock(self) -> None:
+        """Groups, sensitivity and library.
+
+        Raises:
+            InputError: nothing can move, or what `quantize` refuses.
+            UnsupportedError: a width that the target lacks.
+        """
+        terminal, images = self.terminal, self.images
+        self.measure = _made(SENSITIVITIES, self.aim.method, self.aim.measure, "method")
+        # An order that needs labelled images has a walk of its own; what it costs is said before it begins.
+        self.orders = hasattr(self.measure, "trajectory")
+        self.base, self.space = base_network(
+            self.network, images.calibration, self.placing, self.widths, terminal,
+            self.measure.ties if self.orders else None,
+        )  # fmt: skip
+        self.shelf = Shelf(
+            self.folder / "kept", origin_of(self.network, images.calibration, self.placing, terminal.seed)
+        )
+        self.loss: Additive | None = None
+        self._check_labels()
+        self.library = library_of(
+            self.network, images.calibration, self.placing, self.base, self.space, self.shelf, terminal
+        )
+
+    def prepare(self) -> None:
+        """All that points share: groups, library, tables and limits.
+
+        Raises:
+            InputError: limits that no choice of widths meets, or what `stock` refuses.
+        """
+        self.stock()
+        self.tables: dict[str, tuple[Table, ...]] = {}
+        for name in self.aim.costs:
+            self.tables[name] = tables_of(self.cost(name), self.library.state, self.space)
+        for table in self.tables.get("latency", ()):
+            for line in getattr(table, "notes", list)():
+                self.terminal.note(f"latency: {line}")
+        self.costs = {
+            f"{name}{'' if i == 0 else f' ({i + 1})'}": self.space.cost(table)
+            for name, tables in self.tables.items() for i, table in enumerate(tables)
+        }  # fmt: skip
+        self.limits = {budget.name: budget.limit(self._reference(budget.name)) for budget in self.aim.budgets}
+        feasible(self._problem(self._any_loss(), self._all_limits(self.limits)))
+        self.network_path = self.folder / "float.onnx"
+        content = model_bytes(self.network)
+        if not self.network_path.exists() or self.network_path.read_bytes() != content:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.network_path, content)
+
+    def losses(self) -> Additive:
+        """The loss of every choice of every group, by a sensitivity that has one."""
+        images = self.images.validation or self.images.calibration
+        with self._announced(images) as advance:
+            found: Additive = self.measure(self.library, images, self._kept(images), advance)
+        return found
+
+    def scores(self) -> list[tuple[float]]:
+        """By an order, the score of every group in the network at its widest: the least goes down first."""
+        walk = self._walk({}, {})
+        next(walk)
+        step = next(walk, None)
+        return [(score,) for score in step.scores] if step is not None else [(0.0,)] * len(self.space.groups)
+
+    def steps(self, limits: Mapping[str, float]) -> list[Assignment]:
+        """The walk of an order, down to the limits, or to the narrowest network."""
+        walk = self._walk(self.costs, self._all_limits(limits))
+        return [Assignment(choices=step.choices, loss=0.0, costs=step.costs) for step in walk]
+
+    def _walk(self, costs: Mapping[str, Additive], limits: Mapping[str, float]) -> Iterator[Step]:
+        calibration = self.images.calibration
+        validation = self.images.validation or calibration  # the same only for orders that look at none
+        with self._announced(calibration, validation) as advance:
+            yield from self.measure.trajectory(
+                self.library, calibration, validation, costs, limits, self._kept(calibration, validation), advance
+            )
+
+    def chosen(self) -> list[Assignment]:
+        """The points to write: one within budgets, or a front."""
+        if self.orders:
+            walked = self.steps(self.limits)
+            return [walked[-1]] if self.limits else spread(walked, self.aim.over, self.aim.points)
+        self.loss = self.losses()
+        problem = self._problem(self.loss, self._all_limits(self.limits))
+        if self.limits:
+            solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
+            return [solver(problem).best]
+        solver = _made(SOLVERS, self.aim.solver or "pareto", self._front(), "solver")
+        return list(solver(problem).points)
+
+    def again(self, limits: Mapping[str, float]) -> Assignment:
+        """The best within other limits."""
+        if self.orders:
+            return self.steps(limits)[-1]
+        solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
+        best: Assignment = solver(self._problem(self.loss or self._any_loss(), self._all_limits(limits))).best
+        return best
+
+    def uniform(self) -> list[Choices]:
+        """Assignments that give every group the same width, where each has it."""
+        found = []
+        for width in dict.fromkeys(choice for group in self.space.groups for choice in group.choices):
+            same = [
+                next((i for i, c in enumerate(group.choices) if c.weight == width.weight
+                      and (c.activation in (None, width.activation) or width.activation is None)), None)
+                for group in self.space.groups
+            ]  # fmt: skip
+            whole = [i for i in same if i is not None]
+            if len(whole) == len(same) and tuple(whole) not in found:
+                found.append(tuple(whole))
+        return found
+
+    def write(self, assignments: Sequence[tuple[str, Assignment]]) -> list[Point]:
+        """Make points, those that are there already left as they are, in the order given."""
+        jobs = [self._job(assignment.choices) for _, assignment in assignments]
+        found = [kept_point(job) for job in jobs]
+        missing = {job.folder: job for job, kept in zip(jobs, found, strict=True) if kept is None}
+        with self.terminal.progress("points", len(missing)) as advance:
+            self.executor.run(make_point, list(missing.values()), done=lambda i, row: advance(1))
+        points = []
+        for (kind, assignment), job in zip(assignments, jobs, strict=True):
+            row = kept_point(job)
+            assert row is not None, "every point was made"
+            points.append(self._point(kind, assignment, job, row))
+        return points
+
+    def excess(self, point: Point, limits: Mapping[str, float]) -> dict[str, float]:
+        """`{cost: measured over limit}` of the costs of a point that are above their limits."""
+        return {
+            name: point.costs[name] / limit for name, limit in limits.items() if not within(point.costs[name], limit)
+        }
+
+    def _point(self, kind: str, assignment: Assignment, job: PointJob, row: Mapping[str, Any]) -> Point:
+        choices = assignment.choices
+        widths = self.space.widths(choices)
+        predicted = {
+            name: max(self.space.cost(table).of(choices) for table in tables) for name, tables in self.tables.items()
+        }
+        latency = None
+        if "latency" in self.tables:
+            checked = self.cost("latency").check(self.library.network(choices), self.tables["latency"], widths)
+            latency = {
+                "ms": checked.measured.ms, "float_ms": checked.measured.float_ms,
+                "to_float": checked.measured.to_float.ratio, "to_float_low": checked.measured.to_float.low,
+                "to_float_high": checked.measured.to_float.high, "predicted_ms": checked.predicted_ms,
+                "predicted_to_float": checked.predicted_to_float,
+            }  # fmt: skip
+        loss = None if self.loss is None else self.loss.of(choices)
+        return Point(
+            name=Path(job.folder).name, kind=kind, choices=choices, widths=widths,
+            mean_bits=self.space.mean_bits(choices), loss=loss, predicted=predicted, found=row, latency=latency,
+            folder=Path(job.folder),
+        )  # fmt: skip
+
+    def _job(self, choices: Choices) -> PointJob:
+        told = {name: self.aim.costing.get(name, {}) for name in self.tables if name != "latency"}
+        job = PointJob(
+            folder="", network=str(self.network_path), plan=self.library.plan(choices).dumps(), recipe=self.recipe,
+            settings=self.settings, costs=told, verified=self.verified,
+            seed=self.terminal.seed, **self.images.job,
+        )  # fmt: skip
+        name = f"w{self.space.mean_bits(choices):.2f}-{job.key[:8]}"
+        return dataclasses.replace(job, folder=str(self.folder / "points" / name))
+
+    def cost(self, name: str) -> Any:
+        """A cost with its settings."""
+        return _made(COSTS, name, self.aim.costing.get(name, {}), "cost")
+
+    def problem(self) -> Problem:
+        """Groups, costs and, where the sensitivity has one, the loss; without limits."""
+        return self._problem(self.loss or self._any_loss(), {})
+
+    def cannot(self, limits: Mapping[str, float]) -> bool:
+        """Whether no choice of widths is within limits."""
+        try:
+            feasible(self._problem(self._any_loss(), self._all_limits(limits)))
+        except InputError:
+            return True
+        return False
+
+    def _problem(self, loss: Additive, limits: Mapping[str, float]) -> Problem:
+        return Problem(groups=self.space.groups, loss=loss, costs=self.costs, limits=limits)
+
+    def _all_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """Limits of the tables: a cost of several has all of them below its limit."""
+        return {key: limits[key.partition(" (")[0]] for key in self.costs if key.partition(" (")[0] in limits}
+
+    def _any_loss(self) -> Additive:
+        return Additive(values=tuple((0.0,) * len(group.choices) for group in self.space.groups))
+
+    def _front(self) -> dict[str, Any]:
+        return {"costs": (self.aim.over,), "points": self.aim.points, **self.aim.solving}
+
+    def _reference(self, name: str) -> float:
+        return self.tables[name][0].reference
+
+    def _kept(self, *images: Batches) -> Kept:
+        made_from = json.dumps([
+            repr(self.measure), [digest_of(batches) for batches in images], repr(self.space.groups),
+            self.base.plan.dumps() if self.base.plan else "",
+        ])  # fmt: skip
+        return Kept(self.shelf.path(self.aim.method, made_from, ".jsonl"))
+
+    def _announced(self, *images: Batches) -> Any:
+        """A progress bar, after what it takes was said."""
+        count = sum(map(len, images))
+        passes = self.measure.passes(self.space)
+        self.terminal.note(f"{self.aim.method}: at most {passes:,.0f} passes of the network over {count:,} images")
+        return self.terminal.progress(self.aim.method, count)
+
+    def _check_labels(self) -> None:
+        images = self.images
+        for batches in (
+            {images.calibration, images.validation} if self.orders else {images.validation or images.calibration}
+        ):
+            if batches is not None and self.measure.needs_labels:
+                batches.require_labels()
+        if self.aim.max_drop is not None:
+            self.images.measured.require_labels()
+
+
+def spread(walked: Sequence[Assignment], cost: str, points: int) -> list[Assignment]:
+    """Steps of a walk that lie evenly over a cost, the first and the last among them.
+
+    Example:
+        >>> steps = [Assignment(choices=(i,), loss=0.0, costs={"size": 10.0 - i}) for i in range(11)]
+        >>> [step.costs["size"] for step in spread(steps, "size", 3)]
+        [10.0, 5.0, 0.0]
+    """
+    first, last = walked[0].costs[cost], walked[-1].costs[cost]
+    wanted = [first + (last - first) * i / max(1, points - 1) for i in range(points)]
+    near = [min(walked, key=lambda step: abs(step.costs[cost] - value)) for value in wanted]
+    return list({step.choices: step for step in near}.values())
+
+
+def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:
+    """Budgets, each of another cost.
+
+    Raises:
+        InputError: one that cannot be read, or two of one cost.
+    """
+    found = tuple(map(parse_budget, texts))
+    names = [budget.name for budget in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("--budget", f"bounds {name} twice", "one bound a cost")
+    return found
+
+
+def _made(table: Mapping[str, Any], name: str, settings: Mapping[str, Any], what: str) -> Any:
+    row = lookup(table, name, what).load()
+    return row(**checked_settings(row, settings, f"{what} {name}"))
