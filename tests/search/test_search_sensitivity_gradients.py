@@ -59,11 +59,12 @@ class Small(nn.Module):
         with torch.no_grad():
             for p in self.parameters():
                 p.copy_(torch.randn(p.shape, generator=draws) * (0.4 if p.ndim > 1 else 0.1))
-            self.dead.bias -= 1000.0  # type: ignore[operator]
+            self.dead.get_parameter("bias").sub_(1000.0)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x).relu()
-        return self.fc((self.conv2(h).relu() + self.dead(h).relu()).mean((2, 3)))  # type: ignore[no-any-return]
+        y: Tensor = self.fc((self.conv2(h).relu() + self.dead(h).relu()).mean((2, 3)))
+        return y
 
 
 def make(
