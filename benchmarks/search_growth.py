@@ -29,6 +29,7 @@ from bitwright.models import build
 from bitwright.search.board import LibraryBoard
 from bitwright.search.library import Library
 from bitwright.search.sensitivity import SENSITIVITIES
+from bitwright.search.sensitivity.measure import Ordering
 from bitwright.verbs.open_search import open_search
 from bitwright.verbs.preparing import float_network, input_specs
 from bitwright.verbs.terminal import Terminal
@@ -40,7 +41,7 @@ WIDTHS = (8, 4, 2)
 METHODS: dict[str, dict[str, Any]] = {
     "sqnr": {}, "kl": {}, "zeroq": {}, "hawq": {"samples": 30}, "fisher": {}, "msq": {},
 }  # fmt: skip
-#: Steps of an order that are run; a pass more or less is run in each, so the rest is told by them.
+#: Steps of an order that are run beside the first; each runs the same, so the others are told by them.
 STEPS = 4
 COLUMNS = ["network", "method", "groups", "passes", "nodes", "stated", "steps", "images", "seconds"]
 
@@ -110,29 +111,31 @@ def one_pass(library: Library, images: Batches) -> Counted:
 
 
 def work(name: str, library: Library, half: Batches, other: Batches) -> dict[str, Any]:
-    """What a method runs, in passes over the images of one half."""
+    """What a method runs, in passes over its images: those of one half, for an order those of both."""
     sensitivity = lookup(SENSITIVITIES, name, "method").load()(**METHODS[name])
-    one = one_pass(library, half)
-    steps, whole = 0, 1
+    one, images = one_pass(library, half), len(half)
+    row: dict[str, Any] = {"steps": 0, "of steps": 0}
     start = time.perf_counter()
-    if hasattr(sensitivity, "trajectory"):
+    if isinstance(sensitivity, Ordering):
+        images += len(other)
         whole = sum(len(group.choices) - 1 for group in library.space.groups)
+        walk = sensitivity.trajectory(library, half, other, {}, {})
         with counting() as first:  # what is run once, and the first scores
-            walk = sensitivity.trajectory(library, half, other, {}, {})
             list(itertools.islice(walk, 2))
         with counting() as more:
             steps = len(list(itertools.islice(walk, STEPS)))
-        flops = first.flops + (whole - 1) * more.flops / steps
-        nodes = first.nodes + (whole - 1) * more.nodes / steps
+        flops, nodes = (a + (whole - 1) * b / steps for a, b in ((first.flops, more.flops), (first.nodes, more.nodes)))
+        row = {"steps": 1 + steps, "of steps": whole, "passes of a step": more.flops / steps / one.flops / 2}
     else:
         with counting() as found:
             sensitivity(library, half)
         flops, nodes = found.flops, found.nodes
-    return {
-        "passes": flops / one.flops, "nodes": nodes / one.nodes if nodes else None,
-        "stated": sensitivity.passes(library.space), "steps": steps, "of steps": whole if steps else 0,
-        "macs of a pass": one.flops // 2 // len(half), "nodes of a pass": one.nodes,
-        "groups": len(library.space.groups), "images": len(half), "seconds": time.perf_counter() - start,
+    share = images / len(half)
+    return row | {
+        "passes": flops / one.flops / share, "nodes": nodes / one.nodes / share if nodes else None,
+        "stated": sensitivity.passes(library.space), "macs of a pass": one.flops // 2 // len(half),
+        "nodes of a pass": one.nodes, "groups": len(library.space.groups), "images": images,
+        "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 

@@ -35,7 +35,8 @@ class Sensitivity(GroupFlags):
             searching = open_search(**self.given(), terminal=Terminal(quiet=True, seed=terminal.seed), output=folder)
             searching.terminal = terminal
             searching.stock()
-            values = searching.scores() if searching.orders else searching.losses().values
+            found = None if searching.orders else searching.losses()
+            values = searching.scores() if found is None else found.values
         images, groups = searching.images, searching.space.groups
         json = {
             "method": self.method,
@@ -47,6 +48,10 @@ class Sensitivity(GroupFlags):
                     "choices": [str(choice) for choice in group.choices], "losses": list(losses),
                 }
                 for group, losses in zip(groups, values, strict=True)
+            ],
+            "pairs": [
+                {"groups": [groups[g].name, groups[h].name], "losses": [list(row) for row in matrix]}
+                for (g, h), matrix in (found.pairs if found is not None else {}).items()
             ],
             "fixed": [{"region": region, "reason": why} for region, why in searching.space.fixed.items()],
             "passes": searching.measure.passes(searching.space),
@@ -79,6 +84,7 @@ def _told(json: dict[str, Any]) -> RenderableType:
         ("method", json["method"]),
         ("passes", f"at most {json['passes']:,.0f} of the network, over {json['images']:,} images"),
         ("target", json["target"]),
+        *([("pairs", f"interactions of {len(json['pairs'])}, listed by --json")] if json["pairs"] else []),
     ])  # fmt: skip
     fixed = [f"{entry['region']} does not move: {entry['reason']}" for entry in json["fixed"]]
     return Group(about, "", columns(heads, rows), "", *fixed)
