@@ -6,9 +6,10 @@ import itertools
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor, nn
+from onnx import TensorProto, helper, numpy_helper
 
 from bitwright.data.batches import Batches
 from bitwright.data.opening import open_data
@@ -34,29 +35,33 @@ from bitwright.verbs.preparing import float_network, input_specs
 X = np.random.default_rng(1).normal(size=(12, 6)).astype(np.float32)
 
 
-class Beside(nn.Module):
-    """Three layers, each with outputs of its own: squared errors add up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(6, 4) for _ in range(3)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.layers], dim=1)
-
-
-def behind() -> nn.Module:
-    """Three layers, one behind the other."""
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+def network(kind: str) -> ir.Model:
+    """Three linear layers: `beside` each other, with outputs of their own, so that squared errors add up; or `behind`
+    each other, with a ReLU between them.
+    """
+    random = np.random.default_rng(0)
+    nodes, weights, source = [], [], "x"
+    for i, (rows, width) in enumerate([(4, 6)] * 3 if kind == "beside" else [(8, 6), (8, 8), (4, 8)]):
+        for name, shape in ((f"w{i}", (rows, width)), (f"b{i}", (rows,))):
+            weights.append(numpy_helper.from_array((random.normal(size=shape) / 3).astype(np.float32), name))
+        nodes.append(helper.make_node("Gemm", [source, f"w{i}", f"b{i}"], [f"y{i}"], transB=1))
+        if kind == "behind":
+            nodes.append(helper.make_node("Relu", [f"y{i}"], [f"z{i}"]))
+            source = f"z{i}"
+    out = "y2" if kind == "behind" else "y"
+    nodes = nodes[:-1] if kind == "behind" else [*nodes, helper.make_node("Concat", ["y0", "y1", "y2"], ["y"], axis=1)]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size])
+            for name, size in (("x", 6), (out, 4 if kind == "behind" else 12)))  # fmt: skip
+    graph = helper.make_graph(nodes, kind, [x], [y], weights)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
 
 
 @pytest.fixture(scope="module", params=["beside", "behind"])
 def made(request: pytest.FixtureRequest) -> tuple[str, Library, Batches]:
     """The kind of network, its library with weights of 8, 3 and 2 bits, and images in three batches."""
-    torch.manual_seed(0)
-    network = float_network(Beside() if request.param == "beside" else behind(), example=torch.from_numpy(X[:2]))
-    batches = open_data({network.graph.inputs[0].name or "": X}, input_specs(network), batch_size=5)
-    start = run_chain([FoldBatchNorm()], State(model=network, reference=network), None)
+    model = float_network(network(request.param))
+    batches = open_data({"x": X}, input_specs(model), batch_size=5)
+    start = run_chain([FoldBatchNorm()], State(model=model, reference=model), None)
 
     def quantized(plan: Plan | None) -> State:
         return run_chain([Place(ends=0) if plan is None else Place(plan=plan), Calibrate()], start, batches)

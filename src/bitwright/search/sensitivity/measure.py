@@ -5,9 +5,7 @@ That losses add up is an assumption. `pairs` measures by how much it fails for t
     pair_gh[a][b] = loss(g at a and h at b) - loss(g at a) - loss(h at b)
 
 of groups next to each other in execution order (`neighbours`), or of any two (`all`), whose passes grow with the
-square of the number of groups. Noise of two groups meets at the outputs with a sign, so what is left out of some pairs
-does not only make the sum less exact, it makes it uneven: neighbours alone may do worse than none, `all` did not
-(docs/results/exhaustive.md).
+square of the number of groups. What they bought where every assignment was tried: docs/results/exhaustive.md.
 """
 
 from __future__ import annotations
