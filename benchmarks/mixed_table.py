@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "zeroq": {"method": "zeroq", **FEW},
     "adaquant, milp": {"method": "adaquant", **FEW},
     "accuracy, greedy": {"method": "accuracy", "solver": "greedy"},
-    "hawq": {"method": "hawq", **FEW},
+    "hawq": {"method": "hawq", "measure": {"samples": 50}, "val_limit": 128},
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
     "kl": {"method": "kl", **FEW},
