@@ -35,13 +35,18 @@ CHOICES = {"resnet20": (0, 6, 5, 4, 3, 2, 1), "mobilenetv2": (0, 5, 4, 3, 2, 1),
 #: Methods whose measure is smooth need fewer images than those that count answers.
 FEW = {"val_limit": 256}
 #: What moves: weights alone, activations staying at 8 bits; or both, a layer's weight as wide as what it reads.
-SPACES: dict[str, dict[str, Any]] = {"weights": {}, "tied": {"tied": True}}
-SAID = {"weights": "weights move, activations of 8 bits", "tied": "weights and activations move together"}
+#: Of the last one a search has the BOPs of the uniform file as a second budget.
+SPACES: dict[str, dict[str, Any]] = {"weights": {}, "tied": {"tied": True}, "apart": {"activations": (7, 4, 3, 2)}}
+SAID = {
+    "weights": "weights move, activations of 8 bits",
+    "tied": "weights and activations move together",
+    "apart": "weights and activations move, budgets of size and BOPs",
+}
 METHODS: dict[str, dict[str, Any]] = {
     "zeroq": {"method": "zeroq", **FEW},
     "adaquant, milp": {"method": "adaquant", **FEW},
     "accuracy, greedy": {"method": "accuracy", "solver": "greedy"},
-    "hawq": {"method": "hawq", **FEW},
+    "hawq": {"method": "hawq", "measure": {"samples": 50}, "val_limit": 128},
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
     "kl": {"method": "kl", **FEW},
@@ -100,7 +105,7 @@ def searching(key: dict[str, Any], flags: Any, **aim: Any) -> Searching:
              {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
     path.write_text(yaml.safe_dump({"help": recipe, "steps": steps}))
     widest = resolve_target("auto", Terminal()).widest_weight
-    choices = [w for w in CHOICES[network] if w != 1 or space == "weights"]  # no target has activations of one bit
+    choices = [w for w in CHOICES[network] if w != 1 or space != "tied"]  # no target has activations of one bit
     return open_search(
         str(flags.shared / "data/models" / file), str(calibration), val_data=str(validation),
         eval_data=str(flags.shared / "data" / folder / "dev"), terminal=Terminal(seed=seed, quiet=flags.quiet),
@@ -123,20 +128,24 @@ def row_of(front_point: Any, key: dict[str, Any], seconds: float) -> dict[str, A
     }  # fmt: skip
 
 
-def uniform(key: dict[str, Any], flags: Any) -> dict[str, Any]:
+def one_width(key: dict[str, Any], flags: Any) -> dict[str, Any]:
     """The file of one width."""
     search = searching(key, flags)
     search.prepare()
-    choices = next(c for c in search.uniform() if search.space.groups[0].choices[c[0]].weight == key["bits"])
+    wanted = (key["bits"], None if key["space"] == "weights" else key["bits"])
+    first = search.space.groups[0].choices
+    choices = next(c for c in search.uniform() if (first[c[0]].weight, first[c[0]].activation) == wanted)
     (point,) = search.write([("uniform", search.problem().assignment(choices))])
     return row_of(point, key, 0.0)
 
 
-def mixed(key: dict[str, Any], size: float, flags: Any) -> dict[str, Any]:
-    """The point of a search of at most so many bytes."""
-    aim = METHODS[key["method"]]
+def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str, Any]:
+    """The point of a search that costs at most what the uniform file does."""
+    aim, budgets = METHODS[key["method"]], [f"size={uniform['size']:.0f}B"]
+    if key["space"] == "apart":
+        budgets.append(f"bops={uniform['bops']:.0f}")
     start = time.perf_counter()
-    front = found_front(searching(key, flags, budget=f"size={size:.0f}B", **aim))
+    front = found_front(searching(key, flags, budget=budgets, **aim))
     made = sum(point.found["seconds"] for point in front.points)
     return row_of(front.best, key, time.perf_counter() - start - made) | {"met": front.met}
 
@@ -165,11 +174,11 @@ def main() -> None:
             if flags.minutes and time.monotonic() - start > 60 * flags.minutes:
                 break
             if method == "uniform":
-                record.add(uniform(key, flags))
+                record.add(one_width(key, flags))
             else:
                 same = key | {"method": "uniform"}
-                size = next(row["size"] for row in record.rows if same.items() <= row.items())
-                record.add(mixed(key, size, flags))
+                beside = next(row for row in record.rows if same.items() <= row.items())
+                record.add(mixed(key, beside, flags))
             print({name: record.rows[-1][name] for name in COLUMNS}, flush=True)
     page = ROOT / "docs/results/mixed.md"
     head = page.read_text().split(MARK)[0] if page.exists() else "# Mixed precision, measured\n\n"
