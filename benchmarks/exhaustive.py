@@ -230,8 +230,19 @@ MARK = "<!-- written by benchmarks/exhaustive.py from exhaustive.jsonl -->"
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for each network and seed."""
-    lines = []
+    """A table of all methods, and one for each network and seed."""
+    lines = [
+        "", "| losses by | passes | within 5 % of the optimum | largest ratio | largest rank | accuracy, at worst |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for method in METHODS:
+        own = [r for r in rows if r["method"] == method]
+        if own:
+            points = 100 * min(r["accuracy"] - r["best accuracy"] for r in own)
+            lines.append(
+                f"| {method} | {own[0]['passes']:,.0f} | {sum(r['ratio'] <= 1.05 for r in own)} of {len(own)} "
+                f"| {max(r['ratio'] for r in own):.3f} | {max(r['rank'] for r in own)} | {points:+.2f} |"
+            )
     for name, target, seed in dict.fromkeys((r["network"], r["target"], r["seed"]) for r in rows):
         mine = [r for r in rows if (r["network"], r["target"], r["seed"]) == (name, target, seed)]
         one = mine[0]
