@@ -203,9 +203,15 @@ def test_outputs_that_are_not_finite_are_refused(weights: Library, given: Batche
 def test_passes_are_said_before(
     method: OneAtATime, weights: Library, given: Batches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, told = [], []
+    runs: list[int] = []
+    told: list[int] = []
     whole = LibraryBoard.run
-    monkeypatch.setattr(LibraryBoard, "run", lambda self, *given: runs.append(1) or whole(self, *given))
+
+    def counted(self: LibraryBoard, *given: Any) -> Any:
+        runs.append(1)
+        return whole(self, *given)
+
+    monkeypatch.setattr(LibraryBoard, "run", counted)
     method(weights, given, None, told.append)
     batches = 3
     assert len(runs) <= batches * method.passes(weights.space) and len(runs) >= batches * (6 * 2 + 1)
@@ -229,7 +235,12 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     path.write_text(lines[0] + (end[: len(end) // 2] if cut else end))
     ran: list[int] = []
     step = Sqnr._batch
-    monkeypatch.setattr(Sqnr, "_batch", lambda self, *given: ran.append(1) or step(self, *given))
+
+    def counted(self: Sqnr, *given: Any) -> Any:
+        ran.append(1)
+        return step(self, *given)
+
+    monkeypatch.setattr(Sqnr, "_batch", counted)
     assert values(Sqnr()(weights, given, Kept(path))) == values(whole)
     assert len(ran) == 2  # the first batch was kept
     ran.clear()
