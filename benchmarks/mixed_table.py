@@ -34,11 +34,19 @@ BITS = (4, 3, 2)
 CHOICES = {"resnet20": (0, 6, 5, 4, 3, 2, 1), "mobilenetv2": (0, 5, 4, 3, 2, 1), "resnet18": (0, 4, 3, 2, 1)}
 #: Methods whose measure is smooth need fewer images than those that count answers.
 FEW = {"val_limit": 256}
+#: What moves: weights alone, activations staying at 8 bits; or both, a layer's weight as wide as what it reads.
+#: Of the last one a search has the BOPs of the uniform file as a second budget.
+SPACES: dict[str, dict[str, Any]] = {"weights": {}, "tied": {"tied": True}, "apart": {"activations": (7, 4, 3, 2)}}
+SAID = {
+    "weights": "weights move, activations of 8 bits",
+    "tied": "weights and activations move together",
+    "apart": "weights and activations move, budgets of size and BOPs",
+}
 METHODS: dict[str, dict[str, Any]] = {
     "zeroq": {"method": "zeroq", **FEW},
     "adaquant, milp": {"method": "adaquant", **FEW},
     "accuracy, greedy": {"method": "accuracy", "solver": "greedy"},
-    "hawq": {"method": "hawq", **FEW},
+    "hawq": {"method": "hawq", "measure": {"samples": 50}, "val_limit": 128},
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
     "kl": {"method": "kl", **FEW},
@@ -55,8 +63,8 @@ RECIPES: dict[str, list[Any]] = {
 }
 #: Images of a search: to calibrate with, and to score on.
 CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
-COLUMNS = ["network", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high", "size", "bops",
-           "seconds"]  # fmt: skip
+COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high",
+           "size", "bops", "seconds"]  # fmt: skip
 
 
 def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
@@ -87,8 +95,9 @@ def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def searching(network: str, seed: int, recipe: str, flags: Any, **aim: Any) -> Searching:
+def searching(key: dict[str, Any], flags: Any, **aim: Any) -> Searching:
     """A search on a network, in the folder of its seed."""
+    network, seed, recipe, space = (key[name] for name in ("network", "seed", "recipe", "space"))
     file, folder = NETWORKS[network]
     calibration, validation = images_of(network, seed, flags)
     path = Path(tempfile.gettempdir()) / f"mixed-{recipe.replace(' ', '-')}.yaml"
@@ -96,11 +105,12 @@ def searching(network: str, seed: int, recipe: str, flags: Any, **aim: Any) -> S
              {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
     path.write_text(yaml.safe_dump({"help": recipe, "steps": steps}))
     widest = resolve_target("auto", Terminal()).widest_weight
+    choices = [w for w in CHOICES[network] if w != 1 or space != "tied"]  # no target has activations of one bit
     return open_search(
         str(flags.shared / "data/models" / file), str(calibration), val_data=str(validation),
         eval_data=str(flags.shared / "data" / folder / "dev"), terminal=Terminal(seed=seed, quiet=flags.quiet),
-        output=flags.work / f"{network}-{seed}", weights=[min(w or 8, widest) for w in CHOICES[network]], set=["A=8"],
-        recipe=str(path), batch=100, **aim,
+        output=flags.work / f"{network}-{seed}", weights=[min(w or 8, widest) for w in choices], set=["A=8"],
+        recipe=str(path), batch=100, **SPACES[space], **aim,
     )  # fmt: skip
 
 
@@ -118,22 +128,24 @@ def row_of(front_point: Any, key: dict[str, Any], seconds: float) -> dict[str, A
     }  # fmt: skip
 
 
-def uniform(key: dict[str, Any], flags: Any) -> dict[str, Any]:
+def one_width(key: dict[str, Any], flags: Any) -> dict[str, Any]:
     """The file of one width."""
-    search = searching(key["network"], key["seed"], key["recipe"], flags)
+    search = searching(key, flags)
     search.prepare()
-    choices = next(c for c in search.uniform() if search.space.groups[0].choices[c[0]].weight == key["bits"])
+    wanted = (key["bits"], None if key["space"] == "weights" else key["bits"])
+    first = search.space.groups[0].choices
+    choices = next(c for c in search.uniform() if (first[c[0]].weight, first[c[0]].activation) == wanted)
     (point,) = search.write([("uniform", search.problem().assignment(choices))])
     return row_of(point, key, 0.0)
 
 
-def mixed(key: dict[str, Any], size: float, flags: Any) -> dict[str, Any]:
-    """The point of a search of at most so many bytes."""
-    aim = METHODS[key["method"]]
+def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str, Any]:
+    """The point of a search that costs at most what the uniform file does."""
+    aim, budgets = METHODS[key["method"]], [f"size={uniform['size']:.0f}B"]
+    if key["space"] == "apart":
+        budgets.append(f"bops={uniform['bops']:.0f}")
     start = time.perf_counter()
-    front = found_front(
-        searching(key["network"], key["seed"], key["recipe"], flags, budget=f"size={size:.0f}B", **aim)
-    )
+    front = found_front(searching(key, flags, budget=budgets, **aim))
     made = sum(point.found["seconds"] for point in front.points)
     return row_of(front.best, key, time.perf_counter() - start - made) | {"met": front.met}
 
@@ -144,6 +156,7 @@ def main() -> None:
     made.add_argument("--network", nargs="+", choices=NETWORKS, default=["resnet20"])
     made.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     made.add_argument("--bits", nargs="+", type=int, choices=BITS, default=list(BITS))
+    made.add_argument("--space", nargs="+", choices=SPACES, default=["weights"])
     made.add_argument("--recipe", nargs="+", choices=RECIPES, default=["closed form"])
     made.add_argument("--seed", nargs="+", type=int, default=[0])
     made.add_argument("--work", type=Path, default=Path("mixed.work"), help="points, and what searches keep")
@@ -152,19 +165,20 @@ def main() -> None:
     made.add_argument("--quiet", action="store_true")
     flags = made.parse_args()
     record, start = Record(flags.output or ROOT / "docs/results/mixed.jsonl"), time.monotonic()
-    for seed, network, recipe, bits in itertools.product(flags.seed, flags.network, flags.recipe, flags.bits):
+    cells = itertools.product(flags.seed, flags.network, flags.space, flags.recipe, flags.bits)
+    for seed, network, space, recipe, bits in cells:
         for method in () if flags.page else ("uniform", *flags.method):
-            key = {"network": network, "recipe": recipe, "bits": bits, "method": method, "seed": seed}
+            key = {"network": network, "space": space, "recipe": recipe, "bits": bits, "method": method, "seed": seed}
             if record.known(**key):
                 continue
             if flags.minutes and time.monotonic() - start > 60 * flags.minutes:
                 break
             if method == "uniform":
-                record.add(uniform(key, flags))
+                record.add(one_width(key, flags))
             else:
                 same = key | {"method": "uniform"}
-                size = next(row["size"] for row in record.rows if same.items() <= row.items())
-                record.add(mixed(key, size, flags))
+                beside = next(row for row in record.rows if same.items() <= row.items())
+                record.add(mixed(key, beside, flags))
             print({name: record.rows[-1][name] for name in COLUMNS}, flush=True)
     page = ROOT / "docs/results/mixed.md"
     head = page.read_text().split(MARK)[0] if page.exists() else "# Mixed precision, measured\n\n"
@@ -178,10 +192,11 @@ MARK = "<!-- written by benchmarks/mixed_table.py from mixed.jsonl -->"
 def tables(rows: list[dict[str, Any]]) -> list[str]:
     """A table for each network and recipe: each method at the bytes of each uniform file."""
     lines: list[str] = []
-    for network, recipe in dict.fromkeys((row["network"], row["recipe"]) for row in rows):
-        mine = [row for row in rows if (row["network"], row["recipe"]) == (network, recipe)]
+    parts = ("network", "space", "recipe")
+    for network, space, recipe in dict.fromkeys(tuple(row[part] for part in parts) for row in rows):
+        mine = [row for row in rows if tuple(row[part] for part in parts) == (network, space, recipe)]
         lines += [
-            "", f"## {network}, points by {recipe}", "",
+            "", f"## {network}, {SAID[space]}, points by {recipe}", "",
             f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in brackets "
             "the drop in points with its 95 % interval of a seed, or mean and deviation of several. Seconds are those "
             "of measuring and solving, all budgets together, without calibrating widths and without making points.",

@@ -15,7 +15,15 @@ from bitwright.ptq.calibrate import Calibrate
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
 from bitwright.ptq.gptq import Gptq
 from bitwright.ptq.place import Place
-from bitwright.recipes.recipe import Recipe, load_recipe, make_steps, parse_settings, recipe_names
+from bitwright.recipes.recipe import (
+    Recipe,
+    checked_settings,
+    load_recipe,
+    make_steps,
+    parse_settings,
+    recipe_names,
+)
+from bitwright.search.sensitivity.msq import Msq
 from bitwright.verbs.quantize import Quantize
 
 GOOD = "help: mine\nsteps:\n  - fold_batchnorm\n  - place: {ends: 0, set: ['W=4']}\n  - calibrate: {percentile: 99}\n"
@@ -116,6 +124,13 @@ def test_files_that_are_no_recipe(text: str, told: str, write: Write) -> None:
     with pytest.raises(InputError) as caught:
         load_recipe(path)
     assert str(caught.value).removeprefix(path).lstrip(": ").startswith(told)
+
+
+def test_a_list_holds_what_its_default_holds() -> None:
+    assert checked_settings(Msq, {"pools": [1, 2, 3, 6]}, "msq") == {"pools": (1, 2, 3, 6)}
+    for wrong in (["1"], [True], [1.5]):
+        with pytest.raises(InputError, match=r"msq\.pools: is .* expected a list of whole numbers"):
+            checked_settings(Msq, {"pools": wrong}, "msq")
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,17 @@ def later(job: tuple[float, int]) -> tuple[int, int, tuple[int, str | None]]:
 
 
 def refuse(job: str) -> str:
-    if job == "input":
+    if job.startswith("input"):
+        Path(job.removeprefix("input ")).touch()
         raise InputError("W", "17 bits", "1 to 16 bits", "choose W=8")
     if job == "goal":
         raise GoalError("drop", "2 points")
     if job == "value":
         raise ValueError("no such thing")
+    if job.startswith("after"):
+        while not Path(job.removeprefix("after ")).exists():
+            time.sleep(0.02)
+        time.sleep(0.4)
     if job == "odd":
         raise OddError(3, "parts")
     return job
@@ -150,10 +155,13 @@ def test_results_are_in_the_order_of_the_jobs_and_handed_over_as_they_come(execu
     assert executor.run(later, []) == []
 
 
-def test_what_a_job_raises_is_raised_and_what_was_done_before_is_kept(executor: Executor) -> None:
+def test_what_a_job_raises_is_raised_and_what_was_done_before_is_kept(executor: Executor, tmp_path: Path) -> None:
+    marker = tmp_path / "refused"
     given: list[str] = []
     with pytest.raises(InputError) as caught:
-        executor.run(refuse, ["fine", "input", *["never begun"] * 8], lambda i, result: given.append(result))
+        executor.run(
+            refuse, ["fine", f"input {marker}", *[f"after {marker}"] * 8], lambda i, result: given.append(result)
+        )
     assert str(caught.value) == "W: 17 bits; expected 1 to 16 bits; choose W=8"
     assert (caught.value.where, caught.value.fix) == ("W", "choose W=8")
     assert given[0] == "fine" and len(given) < 4
@@ -293,8 +301,8 @@ def test_settings_out_of_range_are_refused(executor: type[Executor], told: str) 
         executor()
 
 
-def test_an_error_passes_whole_and_one_that_cannot_is_told() -> None:
-    for name in ("input", "goal"):
+def test_an_error_passes_whole_and_one_that_cannot_is_told(tmp_path: Path) -> None:
+    for name in (f"input {tmp_path / 'marker'}", "goal"):
         with pytest.raises(BitwrightError) as caught:
             unpacked(run(pickle.dumps(refuse), pickle.dumps(name), 0))
         assert "in refuse" in caught.value.__notes__[0], "where it was raised is told as a note"

@@ -15,6 +15,7 @@ import scipy
 from bitwright.errors import InputError
 from bitwright.search import one_hot
 from bitwright.search.problem import Additive, Assignment, Group, Problem, Values, Width
+from bitwright.search.sensitivity.hawq import omega
 from bitwright.search.solvers.milp import Milp
 
 Draw = Callable[..., Problem]
@@ -217,7 +218,7 @@ def hawq() -> tuple[Problem, list[list[int]]]:
         return Additive(values=tuple(tuple(math.fsum(of(i, b) for i in tied) for b in (8, 4)) for tied in layers))
 
     costs = {"size": table(lambda i, b: PARAMETERS[i] * b), "bops": table(lambda i, b: macs[i] * b * b)}
-    loss = table(lambda i, b: traces[i] * (moved_8 if b == 8 else moved_4)[i])
+    loss = table(lambda i, b: omega(traces[i], (moved_8 if b == 8 else moved_4)[i]))
     groups = tuple(Group(name=f"{tied}", choices=(Width(8, 8), Width(4, 4))) for tied in layers)
     return Problem(groups=groups, loss=loss, costs=costs), layers
 

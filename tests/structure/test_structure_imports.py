@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("onnxruntime", "onnxscript", "openvino", "ray", "torch")
+HEAVY = ("matplotlib", "onnxruntime", "onnxscript", "openvino", "ray", "torch")
 
 
 def heavy_imports(module: str, search: Path) -> list[str]:

@@ -188,8 +188,9 @@ def checked_settings(cls: type, settings: Mapping[str, Any], where: str) -> dict
         default = fields[key].default
         if isinstance(default, tuple) and isinstance(value, Sequence) and not isinstance(value, str):
             value = tuple(value)
-            if not all(isinstance(entry, str) for entry in value):
-                raise InputError(f"{where}.{key}", f"is {list(value)!r}", "a list of texts")
+            kind, told = (int, "whole numbers") if default and isinstance(default[0], int) else (str, "texts")
+            if not all(type(entry) is kind for entry in value):
+                raise InputError(f"{where}.{key}", f"is {list(value)!r}", f"a list of {told}")
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if default is not dataclasses.MISSING and default is not None and type(value) is not type(default):

@@ -1,7 +1,7 @@
 """Places for names beside points, so that no name covers another one or a point, nor, if there is space, a line.
 
-Names take their places in order, each the nearest free one of a fixed list around its point: eight directions, then
-the same further away, at which a line leads to the point; such lines cross neither each other nor a name if there is
+Names take their places in order, each the nearest free one of a fixed list around its point: twelve directions, then
+the same further away, where a line leads to the point; such lines cross neither each other nor a name if there is
 another place. The same points give the same places.
 """
 
@@ -12,7 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Directions that are tried, the most usual first: right above, right below, left above, left below, above, ...
-DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+DIRECTIONS = (
+    (1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0), (0.0, 1.0), (0.0, -1.0), (1.0, 0.0), (-1.0, 0.0),
+    (0.4, 1.0), (-0.4, 1.0), (0.4, -1.0), (-0.4, -1.0),
+)  # fmt: skip
+#: What it weighs that the line to a name crosses a name or another such line, where a piece of a line weighs 1.
+CROSSING = 100
 #: Distances that are tried, in gaps.
 DISTANCES = (0.7, 1.0, 1.5, 2.2, 3.0, 4.0, 5.5, 7.0, 9.0)
 
@@ -69,7 +74,7 @@ def place(
         sizes: width and height of its name.
         frame: in which names have to stay.
         taken: what they must not cover.
-        lines: what they cover only where there is no other place.
+        lines: of what they cover as little as there is a place for.
         gap: between a point and its name, if there is space.
 
     Example:
@@ -86,10 +91,15 @@ def place(
             for distance in DISTANCES for direction in DIRECTIONS
         ]  # fmt: skip
         free = [c for c in candidates if frame.holds(c) and not any(c.overlaps(box) for box in covered)]
-        clear = (c for c in free if not any(c.overlaps(box) for box in (*lines, *leaders)))
-        others = [*leaders, *filter(None, found)]
-        apart = (c for c in clear if not _meet(along((x, y), c.nearest(x, y), gap / 2), others))
-        box = next(apart, free[0] if free else None)
+        box, least = None, math.inf
+        for candidate in free:
+            leader = along((x, y), candidate.nearest(x, y), gap / 2)
+            covers = sum(candidate.overlaps(line) for line in (*lines, *leaders))
+            weight = covers + CROSSING * sum(_meet(leader, [other]) for other in (*leaders, *filter(None, found)))
+            if weight < least:
+                box, least = candidate, weight
+            if not weight:
+                break
         found.append(box)
         if box is not None:
             covered.append(box)
@@ -116,7 +126,7 @@ def along(start: tuple[float, ...], end: tuple[float, ...], step: float) -> list
     return [Box(x - half, y - half, x + half, y + half) for x, y in at]
 
 
-def _beside(x: float, y: float, width: float, height: float, gap: float, direction: tuple[int, int]) -> Box:
+def _beside(x: float, y: float, width: float, height: float, gap: float, direction: tuple[float, float]) -> Box:
     """A name in a direction from a point."""
     across, up = direction
     left = x + across * gap - (width / 2 if across == 0 else width if across < 0 else 0.0)

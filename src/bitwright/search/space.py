@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from bitwright.cost.table import Table, Widths
 from bitwright.cost.workload import Product, Workload, candidates, workload
 from bitwright.errors import InputError, UnsupportedError
+from bitwright.lookup import did_you_mean
 from bitwright.pipeline import State
 from bitwright.placement.ends import end_sites
 from bitwright.search.problem import Additive, Due, Group, Width
@@ -87,8 +88,9 @@ def _of(product: Product, width: Width) -> Widths:
 
 
 def space_of(
-    state: State, weights: Sequence[int], activations: Sequence[int] = (), *, tied: bool = False, ends: bool = False
-) -> Space:
+    state: State, weights: Sequence[int], activations: Sequence[int] = (), *, tied: bool = False, ends: bool = False,
+    ties: Sequence[Sequence[str]] = (),
+) -> Space:  # fmt: skip
     """The groups of a placed network.
 
     Args:
@@ -97,9 +99,11 @@ def space_of(
         activations: widths of activations to choose from; those of the plan stay if empty.
         tied: a region's weight and the activation it reads have the same bits; `activations` is not said then.
         ends: whether first and last layers move, too.
+        ties: names of regions that become one group; those that do not move are left out.
 
     Raises:
-        InputError: no plan, nothing that can move, a width that is given twice, or both `tied` and activations.
+        InputError: no plan, nothing that can move, a width that is given twice, both `tied` and activations, or a tie
+            of a region that is not there.
         UnsupportedError: a width that the target lacks.
     """
     load = workload(state)
@@ -133,7 +137,7 @@ def space_of(
         raise InputError("search", "no region has a quantized weight that may move", "a network with such layers")
     held = _held(load, fixed, fixed_sites)
     varies = tied or bool(activations)
-    parts = _parts(moving, held) if varies else [[product] for product in moving]
+    parts = _joined(_parts(moving, held) if varies else [[product] for product in moving], ties, load)
     groups, products, roots = [], {}, {}
     for part in parts:
         own = tuple(dict.fromkeys(r for p in part for r in p.roots if r not in held)) if varies else ()
@@ -176,6 +180,26 @@ def _parts(moving: Sequence[Product], held: set[str]) -> list[list[Product]]:
         parts.append((own, [*(p for part in joined for p in part[1]), product]))
     order = {product.name: i for i, product in enumerate(moving)}
     return sorted((part for _, part in parts), key=lambda part: min(order[p.name] for p in part))
+
+
+def _joined(
+    parts: Sequence[list[Product]], ties: Sequence[Sequence[str]], load: Workload
+) -> list[list[Product]]:  # fmt: skip
+    """The parts, those of tied regions as one, in the order of their first."""
+    names = [product.name for product in load.products]
+    for name in (name for tie in ties for name in tie):
+        if name not in names:
+            raise InputError("ties", f"there is no region {name!r} with a product", fix=did_you_mean(name, names))
+    found = [list(part) for part in parts]
+    for tie in ties:
+        together = [part for part in found if any(product.name in tie for product in part)]
+        if together:
+            found = [part for part in found if part not in together]
+            found.append([product for part in together for product in part])
+    order = {name: i for i, name in enumerate(names)}
+    return sorted(
+        (sorted(part, key=lambda product: order[product.name]) for part in found), key=lambda part: order[part[0].name]
+    )
 
 
 def _told(widths: Sequence[int]) -> str:

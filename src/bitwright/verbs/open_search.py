@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from bitwright.cost import COSTS
@@ -22,7 +24,7 @@ from bitwright.search.sensitivity import SENSITIVITIES
 from bitwright.search.solvers import SOLVERS
 from bitwright.verbs.fronts import Front, found_front
 from bitwright.verbs.preparing import data_for, digest_of, float_network
-from bitwright.verbs.quantized import placing_of
+from bitwright.verbs.quantized import DISTILLED, distilled, model_bytes, placing_of
 from bitwright.verbs.searching import Aim, Images, Searching, parse_budgets
 from bitwright.verbs.stocking import Placing, Widths
 from bitwright.verbs.terminal import Terminal
@@ -39,7 +41,8 @@ def search(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, se
 
     Args:
         model: as `quantize` has it.
-        data: calibration images, as `quantize` has them; a path, where points are made by other processes.
+        data: calibration images, as `quantize` has them, `"distilled"` too; a path, where points are made by other
+            processes.
         output: the folder of points and of what is kept: the same search goes on there.
         seed: of everything random.
         asked: of `open_search`: `method`, `budget`, `max_drop`, `weights`, `activations`, `tied`, `recipe`, ...
@@ -111,7 +114,7 @@ def open_search(
         uniform: write the networks of one width for all groups, too.
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
         weights, activations, tied, free_ends: what moves (`Widths`).
-        val_data: images that the method measures on; those of `data`, or half of them, if None.
+        val_data: `"distilled"` or images that the method measures on; those of `data`, or half of them, if None.
         val_limit: use so many of them at most, balanced over classes; 0 for all.
         eval_data: labelled images to measure points on; `data` if None.
         inside: recipe that calibrates every width.
@@ -127,6 +130,7 @@ def open_search(
         InputError: bad input.
     """
     settings: dict[str, Mapping[str, Any]] = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
+    distilling = dict(settings.pop("distill", {}))
     check_settings(settings, [load_recipe(inside), load_recipe(recipe or inside)])
     aim = _aim(
         Aim(
@@ -160,6 +164,11 @@ def open_search(
     }  # fmt: skip
     if val_limit and not val_data:
         raise InputError("--val-limit", f"is {val_limit}, and there are no --val-data", "both, or --limit")
+    if any(isinstance(source, str) and source == DISTILLED for source in (data, val_data)):
+        made = str(_distilled(network, distilling, _folder(output), terminal))
+        data, val_data = (made if isinstance(d, str) and d == DISTILLED else d for d in (data, val_data))
+    elif distilling:
+        raise InputError("--step distill", "is given, and no images are distilled", "--data or --val-data distilled")
     images = _images(network, data, (val_data, val_limit), eval_data, aim, opened, terminal)
     return Searching(
         network=network, images=images, placing=placing, aim=aim, recipe=recipe or inside,
@@ -179,6 +188,20 @@ def _folder(output: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise InputError(str(folder), f"cannot be made: {error.strerror}", fix="choose another folder") from error
     return folder
+
+
+def _distilled(network: ir.Model, settings: Mapping[str, Any], folder: Path, terminal: Terminal) -> Path:
+    """Images made from batch norm, as a file that points are calibrated with too; made once."""
+    chosen = {"seed": terminal.seed, **settings}
+    digest = hashlib.sha256(repr(sorted(chosen.items())).encode() + model_bytes(network)).hexdigest()[:16]
+    path = folder / f"distilled-{digest}.npz"
+    if not path.exists():
+        found = distilled(network, chosen, terminal)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, **found.arrays)  # type: ignore[arg-type]
+        part.rename(path)
+    return path
 
 
 def _images(

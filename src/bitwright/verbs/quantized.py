@@ -28,7 +28,7 @@ from bitwright.pipeline import State, Step, needs_data, run_chain
 from bitwright.placement.place import integer_regions
 from bitwright.placement.quantized import reads_quantized
 from bitwright.plan.plan import Plan, read_plan
-from bitwright.ptq.distill import Distill
+from bitwright.ptq.distill import Distill, Distilled
 from bitwright.ranges.audit import Audit, audit
 from bitwright.recipes.conditions import Case, holding
 from bitwright.recipes.recipe import Recipe, checked_settings, load_recipe, make_steps, parse_settings, shared_settings
@@ -257,14 +257,19 @@ def distilled_data(
 ) -> Batches:
     """Images made from the network's batch norm; `limit` is how many, 0 for as many as `settings` say."""
     chosen = {"seed": terminal.seed, **settings, **({"images": limit} if limit else {})}
-    distill = Distill(**checked_settings(Distill, chosen, "distill"))
+    return data_for(network, distilled(network, chosen, terminal).arrays, terminal, batch=batch)
+
+
+def distilled(network: ir.Model, settings: Mapping[str, Any], terminal: Terminal) -> Distilled:
+    """The same as arrays."""
+    distill = Distill(**checked_settings(Distill, settings, "distill"))
     with terminal.progress("distill images", distill.images) as advance:
         found = distill(network, advance)
     terminal.note(
         f"distilled {distill.images} images: the mismatch of batch-norm statistics fell from {found.losses[0]:.4g} to "
         f"{found.losses[-1]:.4g}"
     )
-    return data_for(network, found.arrays, terminal, batch=batch)
+    return found
 
 
 def steps_of(

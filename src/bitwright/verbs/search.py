@@ -26,8 +26,12 @@ class GroupFlags(ShapeFlag, DataFlags):
     """What commands on groups of layers have in common: the network, its images, and what moves."""
 
     model: str = argument("an ONNX file, a .pt2 file, or module:callable returning an nn.Module")
-    data_path: str = option("", "images that set ranges: a folder, .npz, .zip or module:callable", "--data", "-d")
-    val_data: str = option("", "images that the method measures on; those of --data, or half of them, if not given")
+    data_path: str = option(
+        "", "images that set ranges: a folder, .npz, .zip, module:callable, or distilled", "--data", "-d"
+    )
+    val_data: str = option(
+        "", "images that the method measures on, or distilled; those of --data, or half of them, if not"
+    )
     val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
     method: str = option("sqnr", "how widths are judged: sqnr, kl, zeroq, adaquant, accuracy, hawq, fisher, msq ...")
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")

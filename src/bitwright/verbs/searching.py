@@ -173,13 +173,16 @@ class Searching:
             UnsupportedError: a width that the target lacks.
         """
         terminal, images = self.terminal, self.images
-        self.base, self.space = base_network(self.network, images.calibration, self.placing, self.widths, terminal)
-        self.shelf = Shelf(
-            self.folder / "kept", origin_of(self.network, images.calibration, self.placing, terminal.seed)
-        )
         self.measure = _made(SENSITIVITIES, self.aim.method, self.aim.measure, "method")
         # An order that needs labelled images has a walk of its own; what it costs is said before it begins.
         self.orders = hasattr(self.measure, "trajectory")
+        self.base, self.space = base_network(
+            self.network, images.calibration, self.placing, self.widths, terminal,
+            self.measure.ties if self.orders else None,
+        )  # fmt: skip
+        self.shelf = Shelf(
+            self.folder / "kept", origin_of(self.network, images.calibration, self.placing, terminal.seed)
+        )
         self.loss: Additive | None = None
         self._check_labels()
         self.library = library_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -94,9 +94,10 @@ class Shelf:
 
 
 def base_network(
-    network: ir.Model, batches: Batches, placing: Placing, widths: Widths, terminal: Terminal
-) -> tuple[State, Space]:
-    """The placed network, and its groups.
+    network: ir.Model, batches: Batches, placing: Placing, widths: Widths, terminal: Terminal,
+    ties: Callable[[State], Sequence[Sequence[str]]] | None = None,
+) -> tuple[State, Space]:  # fmt: skip
+    """The placed network, and its groups; `ties` says which regions have to move together.
 
     Raises:
         InputError: no step of the recipe places, or nothing can move.
@@ -109,7 +110,8 @@ def base_network(
     before = _until_placed(steps, placing.recipe)
     state = run_chain(before, State(model=network, reference=network), batches)
     weights = widths.weights or tuple(b for b in _own_widths(state, widths.ends) if b > 1)
-    space = space_of(state, weights, widths.activations, tied=widths.tied, ends=widths.ends)
+    together = ties(state) if ties is not None else ()
+    space = space_of(state, weights, widths.activations, tied=widths.tied, ends=widths.ends, ties=together)
     return state, space
 
 

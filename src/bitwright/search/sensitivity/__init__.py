@@ -1,4 +1,7 @@
-"""How much the network suffers from each width of each group: one measure a file."""
+"""How much the network suffers from each width of each group: one measure a file.
+
+The last three are no tables of losses but orders (`measure.Ordering`): what to lower next in the network as it is.
+"""
 
 from __future__ import annotations
 
@@ -18,4 +21,7 @@ SENSITIVITIES: dict[str, Row] = {
     ),
     "hawq": Row(f"{_HOME}.hawq:Hawq", "trace of the loss's Hessian times squared noise, of weights alone; labels"),
     "fisher": Row(f"{_HOME}.fisher:Fisher", "squared gradients of single images times squared noise; labels"),
+    "msq": Row(f"{_HOME}.msq:Msq", "an order: what a layer adds to the accuracy of imprinted classifiers; labels"),
+    "random": Row(f"{_HOME}.orders:ByChance", "an order drawn by a seed: what others have to be better than"),
+    "size": Row(f"{_HOME}.orders:BySize", "an order, the largest group first: what others have to be better than"),
 }

@@ -9,10 +9,11 @@ else held: one block of the whole Hessian. `lambda_r` is its eigenvalue of large
 sum over weights. Version 1 gives more bits to layers of a large `S_r = lambda_r / n_r`, version 2 to those of a large
 `Tr(H_r) / n_r`: see `Hawq.curvatures`.
 
-The trace is Hutchinson's: the mean of v^T H v over vectors v of +1 and -1. One v goes over all weights at once, and
-each layer takes its own part of v * Hv; what other layers add to it is zero on average. Where all that comes after a
-weight is piecewise linear, its block has no negative eigenvalue; below zero an estimate is chance, or a layer that is
-in no minimum, and counts as 0. The eigenvalue is power iteration's, one layer at a time.
+The trace is Hutchinson's: the mean of v^T H v over vectors v of +1 and -1. With `together` one v goes over all weights
+at once, and each layer takes its own part of v * Hv; what other layers add to it is zero on average, but where their
+curvature is far larger, a layer drowns in it, and `together=False`, one layer at a time, is worth its many passes.
+Where all that comes after a weight is piecewise linear, its block has no negative eigenvalue; below zero an estimate
+is chance, or a layer that is in no minimum, and counts as 0. The eigenvalue is power iteration's, one layer at a time.
 
 Activations are not measured. Where a region's weight and activation have one width (version 3), what the weight loses
 stands for both. Where activations have widths of their own, the method cannot tell them apart and refuses.
@@ -65,7 +66,7 @@ def rademacher(like: Sequence[Tensor], seed: int, draw: int) -> list[Tensor]:
 
 def trace(
     hvp: Hvp, like: Sequence[Tensor], *, samples: int = 100, tolerance: float = 0.05, seed: int = 0,
-    kept: Kept | None = None, drawn: Callable[[int], None] | None = None,
+    kept: Kept | None = None, drawn: Callable[[int], None] | None = None, name: str = "draw",
 ) -> list[float]:  # fmt: skip
     """Hutchinson's estimate `mean_v v_i^T (Hv)_i` of the trace of each block on the diagonal.
 
@@ -80,6 +81,7 @@ def trace(
         seed: of the draws.
         kept: draws that were made before are taken from here.
         drawn: told the number of draws made so far.
+        name: that draws are kept by, with their number.
 
     Example:
         >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
@@ -88,25 +90,21 @@ def trace(
         True
     """
     kept = kept or Kept(None)
-    found: list[list[float]] = []
-    while len(found) < samples:
-        name = f"draw {len(found)}"
-        known = kept.get(name)
-        if known is None:
-            v = rademacher(like, seed, len(found))
-            known = [float((a * b).double().sum()) for a, b in zip(v, hvp(v), strict=True)]
-            kept.put(name, known)
-        found.append(known)
+    mean, squares = np.zeros(len(like)), np.zeros(len(like))
+    for draw in range(samples):
+        found = kept.get(f"{name} {draw}")
+        if found is None:
+            v = rademacher(like, seed, draw)
+            found = [float((a * b).double().sum()) for a, b in zip(v, hvp(v), strict=True)]
+            kept.put(f"{name} {draw}", found)
+        n, away = draw + 1, np.array(found) - mean
+        mean = mean + away / n
+        squares = squares + away * (np.array(found) - mean)
         if drawn is not None:
-            drawn(len(found))
-        if len(found) >= LEAST and _settled(np.array(found), tolerance):
+            drawn(n)
+        if n >= LEAST and (np.sqrt(squares / (n - 1) / n) <= tolerance * np.abs(mean)).all():
             break
-    return [float(mean) for mean in np.array(found).mean(0)]
-
-
-def _settled(found: np.ndarray, tolerance: float) -> bool:
-    error = found.std(0, ddof=1) / math.sqrt(len(found))
-    return bool((error <= tolerance * np.abs(found.mean(0))).all())
+    return [float(value) for value in mean]
 
 
 def top_eigenvalue(hvp: Hvp, like: Tensor, *, steps: int = 100, tolerance: float = 1e-3, seed: int = 0) -> float:
@@ -140,18 +138,18 @@ def top_eigenvalue(hvp: Hvp, like: Tensor, *, steps: int = 100, tolerance: float
     return value
 
 
-def omega(density: float, moved: Tensor | float) -> float:
-    """`density * ||dW||^2`: what a layer loses.
+def omega(curvature: float, moved: float) -> float:
+    """`curvature * ||Q(W) - W||^2`: what a layer loses.
 
     Args:
-        density: curvature of one weight, `Tr(H) / n` (versions 2 and 3), or of the layer, lambda (version 1).
-        moved: `Q(W) - W`, or its squared norm.
+        curvature: `max(Tr(H), 0) / n` (versions 2 and 3), or lambda (version 1).
+        moved: the squared norm, a sum over all weights.
 
     Example:
-        >>> omega(0.5, torch.tensor([2.0, -1.0])), omega(0.5, 5.0)
-        (2.5, 2.5)
+        >>> omega(0.5, 5.0)
+        2.5
     """
-    return density * (float(moved.double().square().sum()) if isinstance(moved, Tensor) else moved)
+    return curvature * moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +162,7 @@ class Hawq:
         tolerance: where to stop before; None for a standard error of 5% of every layer's trace, and for an eigenvalue
             that changes by 0.1%.
         seed: of draws, and of the vector that power iteration starts from.
+        together: whether a draw of the trace goes over all layers at once.
 
     Raises:
         InputError: another statistic, fewer than 30 samples of the trace or one step, a tolerance that is not
@@ -179,6 +178,7 @@ class Hawq:
     samples: int = 100
     tolerance: float | None = None
     seed: int = 0
+    together: bool = True
 
     needs_labels: ClassVar[bool] = True
 
@@ -194,9 +194,9 @@ class Hawq:
             raise InputError("hawq.seed", f"is {self.seed}", "0 or more")
 
     def passes(self, space: Space) -> float:
-        """Seven for each draw, or for each step of each layer: forward, back, and back through both."""
+        """Seven for each draw or step, and each layer if one at a time: forward, back, and back through both."""
         layers = sum(len(products) for products in space.products.values())
-        return PRODUCT * self.samples * (1 if self.statistic == "trace" else layers)
+        return PRODUCT * self.samples * (1 if self.statistic == "trace" and self.together else layers)
 
     def __call__(
         self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
@@ -211,11 +211,10 @@ class Hawq:
         found = self.curvatures(library, batches, kept, images_done)
         values = []
         for group in library.space.groups:
-            parts = [
-                [omega(max(found[site], 0.0) if self.statistic == "trace" else found[site] * one[0].numel(), dw)
-                 for dw in one]
-                for site, one in moved(library, group).items()
-            ]  # fmt: skip
+            parts = []
+            for site, noise in moved(library, group).items():
+                each = max(found[site], 0.0) if self.statistic == "trace" else found[site] * noise[0].numel()
+                parts.append([omega(each, float(one.double().square().sum())) for one in noise])
             values.append(tuple(math.fsum(part[k] for part in parts) for k in range(len(group.choices))))
         return Additive(values=tuple(values))
 
@@ -233,23 +232,28 @@ class Hawq:
         network, told = Differentiable(library), _Told(len(batches), images_done)
         limit = TOLERANCES[self.statistic] if self.tolerance is None else self.tolerance
         sites, weights = list(network.weights), list(network.weights.values())
-        if self.statistic == "trace":
-            values = trace(
-                lambda v: _product(network, batches, weights, v), weights, samples=self.samples, tolerance=limit,
-                seed=self.seed, kept=kept, drawn=lambda n: told(n / self.samples),
-            )  # fmt: skip
-        else:
-            values = []
-            for i, (site, weight) in enumerate(network.weights.items()):
-                known = kept.get(f"eigenvalue of {site}")
+        parts = [sites] if self.statistic == "trace" and self.together else [[site] for site in sites]
+        values: list[float] = []
+        for i, part in enumerate(parts):
+            own = [network.weights[site] for site in part]
+
+            def hvp(v: Sequence[Tensor], own: Sequence[Tensor] = own) -> list[Tensor]:
+                return _product(network, batches, own, v)
+
+            if self.statistic == "trace":
+                values += trace(
+                    hvp, own, samples=self.samples, tolerance=limit, seed=self.seed, kept=kept,
+                    drawn=lambda n, i=i: told((i + n / self.samples) / len(parts)),  # type: ignore[misc]
+                    name="draw" if self.together else f"{part[0]}, draw",
+                )  # fmt: skip
+            else:
+                name = f"eigenvalue of {part[0]}"
+                known = kept.get(name)
                 if known is None:
-                    known = top_eigenvalue(
-                        lambda v, own=weight: _product(network, batches, [own], v),  # type: ignore[misc]
-                        weight, steps=self.samples, tolerance=limit, seed=self.seed,
-                    )  # fmt: skip
-                    kept.put(f"eigenvalue of {site}", known)
+                    known = top_eigenvalue(hvp, own[0], steps=self.samples, tolerance=limit, seed=self.seed)
+                    kept.put(name, known)
                 values.append(known)
-                told((i + 1) / len(sites))
+            told((i + 1) / len(parts))
         told(1.0)
         return {site: value / w.numel() for site, value, w in zip(sites, values, weights, strict=True)}
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
-from bitwright.pipeline import Progress
+from bitwright.pipeline import Progress, State
 from bitwright.search.board import LibraryBoard
 from bitwright.search.kept import Kept
 from bitwright.search.library import Library
 from bitwright.search.problem import Additive
+from bitwright.search.solvers.greedy import Step
 from bitwright.search.space import Space
 
 #: Of outputs, those of the float network and the labels: a number for each image, `[images]`.
@@ -40,6 +41,44 @@ class Sensitivity(Protocol):
         self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
     ) -> Additive:
         """The loss of every choice of every group."""
+        ...
+
+
+@runtime_checkable
+class Ordering(Protocol):
+    """Rows of `SENSITIVITIES` that give no losses, but say in the network as it is now what to lower next.
+
+    Their trajectory takes the place of a solver; `isinstance` tells them from a `Sensitivity`.
+
+    Attributes:
+        needs_labels: whether it cannot do without right answers.
+    """
+
+    needs_labels: ClassVar[bool]
+
+    def ties(self, state: State) -> Sequence[Sequence[str]]:
+        """Names of regions that the space has to make one group."""
+        ...
+
+    def passes(self, space: Space) -> float:
+        """Passes of the whole network over the images of both sets, at most."""
+        ...
+
+    def trajectory(
+        self, library: Library, calibration: Batches, validation: Batches, costs: Mapping[str, Additive],
+        limits: Mapping[str, float], kept: Kept | None = None, images_done: Progress | None = None,
+    ) -> Iterator[Step]:  # fmt: skip
+        """All steps from the widest network down to the limits.
+
+        Args:
+            library: groups, each at every width.
+            calibration: what templates are made of; with labels, where they are needed.
+            validation: what they are tried on; no image of `calibration`.
+            costs: told of each step; those with a limit end it.
+            limits: cost -> the most that it may be.
+            kept: what a run before found; it goes on there and ends the same.
+            images_done: told the images of each batch that has passed.
+        """
         ...
 
 
