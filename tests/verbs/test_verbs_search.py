@@ -70,7 +70,7 @@ def test_a_search_within_a_budget_goes_on_in_its_folder(
 ) -> None:
     found = bw.search(
         module, images, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True,
-        verify_images=4, over="weights", budget=["weights=1/9"], solver="genetic",
+        verify_images=4, over="weights", budget=["weights=1/9"], solver="greedy",
     )  # fmt: skip
     assert found.met and found.best.costs["weights"] <= found.limits["weights"] == found.float_costs["weights"] / 9
     assert found.searching.shelf.others() == 0  # what the front kept is used
