@@ -320,6 +320,9 @@ def with_widths(state: State, choice: Mapping[str, Widths], plan: Plan | None = 
             fixed = product.widths[1]
             raise InputError(f"region {name!r}", f"reads an activation of {a} bits", f"{fixed}, which the plan fixes")
         for root in product.roots:
+            spec = load.plan.qspec(root)
+            if a == product.widths[1] and spec is not None and spec.bits < a:
+                continue  # read together with a wider one, and neither is changed
             other, bits = read.setdefault(root, (name, a))
             if bits != a:
                 raise InputError(
