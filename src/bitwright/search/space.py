@@ -113,7 +113,7 @@ def space_of(
     for name, asked in (("weights", weights), ("activations", activations)):
         if len(set(asked)) < len(asked):
             raise InputError(name, f"{_told(asked)}: a width twice", "different widths")
-    first, second = candidates(load.target, weights, activations)
+    first, second = candidates(load.target, weights, activations, "widths to choose from")
     if tied:
         missing = [b for b in first if b not in load.target.activation_bits]
         if missing:
