@@ -45,6 +45,8 @@ def arguments(float_file: Path, int8_file: Path, test_images: Path, image_file: 
         "debug": [float_file, *few, "--top", "3"],
         "inspect": [float_file],
         "quantize": [float_file, *few],
+        "search": [float_file, *few, "--weights", "4,2", "--budget", "weights=1/8", "--verify-images", "4"],
+        "sensitivity": [float_file, *few, "--weights", "4,2"],
         "run": [int8_file, image_file(0), "--against", float_file, "--color", "GRAY"],
         "evaluate": [int8_file, *few, "--against", float_file],
         "verify": [int8_file, *few],

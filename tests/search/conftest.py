@@ -1,14 +1,30 @@
-"""Small problems, and every assignment of them."""
+"""Small problems, and every assignment of them; small networks, their groups and libraries of them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
 
+from bitwright.data.batches import Batches
+from bitwright.data.opening import open_data
+from bitwright.models import build, example
+from bitwright.pipeline import State
+from bitwright.plan.plan import Plan
+from bitwright.recipes.recipe import load_recipe
+from bitwright.search.library import Library, stock
 from bitwright.search.problem import Additive, Assignment, Due, Group, Problem, Values, Width
+from bitwright.search.space import Space
+from bitwright.verbs.preparing import float_network
+from bitwright.verbs.quantized import run_recipe
+from bitwright.verbs.stocking import Placing, Widths, base_network
+from bitwright.verbs.terminal import Terminal
 
 WIDTHS = tuple(Width(bits, bits) for bits in (8, 6, 4, 3, 2))
 Draw = Callable[..., Problem]
@@ -86,3 +102,69 @@ def every() -> Callable[[Problem], list[Assignment]]:
         return [problem.assignment(c) for c in choices if problem.fits(c)]
 
     return found
+
+
+@cache
+def _network(name: str) -> ir.Model:
+    network = build(name)
+    return float_network(network, example=example(network))
+
+
+@cache
+def _images(name: str, count: int = 20) -> Batches:
+    """Random images in batches of 8, the last one half full, and what the float network says of them as labels."""
+    network = build(name).eval()
+    x = example(network, batch=count)
+    with torch.no_grad():
+        labels = network(x).argmax(1).numpy()
+    (value,) = _network(name).graph.inputs
+    input_name = value.name or ""
+    shapes = {input_name: ((None, *network.input_shape), "float32")}
+    return open_data({input_name: x.numpy(), "labels": labels}, shapes, batch_size=8)
+
+
+def _recipe(name: str, plan: Plan, recipe: str) -> State:
+    return run_recipe(
+        _network(name), _images(name), load_recipe(recipe), {}, Terminal(), target=plan.target, set=(), ends=None,
+        plan=plan,
+    ).state  # fmt: skip
+
+
+@cache
+def _spaced(
+    name: str, weights: tuple[int, ...] = (7, 4, 2), activations: tuple[int, ...] = (), *,
+    target: str = "onnxruntime-x64-avx2", set: tuple[str, ...] = (), recipe: str = "closed-form", **how: bool,
+) -> tuple[State, Space]:  # fmt: skip
+    placing = Placing(target=target, set=set, bits_of_ends=None, recipe=recipe, settings={})
+    widths = Widths(weights=weights, activations=activations, **how)
+    return base_network(_network(name), _images(name), placing, widths, Terminal())
+
+
+@cache
+def _library(name: str, *widths: Any, recipe: str = "closed-form", **how: Any) -> Library:
+    base, space = _spaced(name, *widths, recipe=recipe, **how)
+    return stock(space, base, lambda plan: _recipe(name, plan, recipe))
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[..., Batches]:
+    """`images("small_residual")`: 20 of them, labelled by the float network."""
+    return _images
+
+
+@pytest.fixture(scope="session")
+def spaced() -> Callable[..., tuple[State, Space]]:
+    """`spaced("small_residual", weights, activations, tied=..., ends=...)`: a placed network and its groups."""
+    return _spaced
+
+
+@pytest.fixture(scope="session")
+def library() -> Callable[..., Library]:
+    """`library("small_residual", weights, activations, ...)`: calibrated by closed-form; each is made once."""
+    return _library
+
+
+@pytest.fixture(scope="session")
+def quantized() -> Callable[[str, Plan, str], State]:
+    """`quantized("small_residual", plan, recipe)`: a network quantized by a plan from the start."""
+    return _recipe

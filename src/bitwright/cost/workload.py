@@ -269,9 +269,15 @@ def elements(value: ir.Value) -> int:
 
 
 def candidates(
-    target: Target, weights: Sequence[int] = (), activations: Sequence[int] = ()
+    target: Target, weights: Sequence[int] = (), activations: Sequence[int] = (), where: str = "cost"
 ) -> tuple[list[int], list[int]]:
     """Widths to try, the widest first: those that are asked for, else all that the target has up to 8 bits.
+
+    Args:
+        target: what it has is a row of data.
+        weights: asked for.
+        activations: asked for.
+        where: what errors call the asking.
 
     Raises:
         UnsupportedError: a width that the target lacks.
@@ -286,7 +292,7 @@ def candidates(
         missing = [b for b in asked if b not in has]
         if missing:
             raise UnsupportedError(
-                "cost", f"{missing[0]}-bit {what}",
+                where, f"{missing[0]}-bit {what}",
                 f"{what} of {', '.join(map(str, sorted(has)))} bits, as {target.name} has them",
             )  # fmt: skip
     return (
@@ -320,6 +326,9 @@ def with_widths(state: State, choice: Mapping[str, Widths], plan: Plan | None = 
             fixed = product.widths[1]
             raise InputError(f"region {name!r}", f"reads an activation of {a} bits", f"{fixed}, which the plan fixes")
         for root in product.roots:
+            spec = load.plan.qspec(root)
+            if a == product.widths[1] and spec is not None and spec.bits < a:
+                continue  # read together with a wider one, and neither is changed
             other, bits = read.setdefault(root, (name, a))
             if bits != a:
                 raise InputError(

@@ -18,19 +18,15 @@ class GraphWriter:
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """An initializer; the one of that name if there is one."""
         if name not in self.constants:
-            tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, const_value=tensor)
-            value.shape, value.dtype = ir.Shape(array.shape), tensor.dtype
-            self.constants[name] = value
+            # Shape and type stand with the tensor; said of the value too they are written twice.
+            self.constants[name] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         return self.constants[name]
 
     def keep(self, value: ir.Value) -> ir.Value:
         """An initializer of another graph, by reference to its tensor."""
         name = value.name or ""
         if name not in self.constants:
-            kept = ir.Value(name=name, const_value=value.const_value)
-            kept.shape, kept.type = value.shape, value.type
-            self.constants[name] = kept
+            self.constants[name] = ir.Value(name=name, const_value=value.const_value)
         return self.constants[name]
 
     def node(

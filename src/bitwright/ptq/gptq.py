@@ -27,6 +27,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -286,7 +287,6 @@ class Gptq:
         self, state: State, layers: list[Layer], images: Batches, told: dict[str, Any]
     ) -> Iterator[tuple[Layer, list[Tensor], None]]:
         """Layers with the moments of what they read in the float network."""
-        generator = torch.Generator().manual_seed(self.seed)
         passes = in_passes(layers)
         told["passes"] = len(passes)
         for group in passes:
@@ -294,7 +294,7 @@ class Gptq:
             readers: dict[str, list[Moments]] = {}
             for found in sums.values():
                 readers.setdefault(found.layer.site, []).append(found)
-            self._add(state, group, images, readers, generator)
+            self._add(state, group, images, readers)
             means = {}
             for i, layer in enumerate(group):
                 if layer.key not in means:
@@ -303,23 +303,26 @@ class Gptq:
                 if all(later.key != layer.key for later in group[i + 1 :]):
                     del means[layer.key]
 
-    def _add(
-        self, state: State, group: list[Layer], images: Batches, readers: Mapping[str, list[Moments]],
-        generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    def _add(self, state: State, group: list[Layer], images: Batches, readers: Mapping[str, list[Moments]]) -> None:
+        draws = {id(found): self._draws(found.layer) for several in readers.values() for found in several}
+
         def consume(site: str, x: Tensor) -> None:
             for found in readers[site]:
-                for rows in found.layer.rows(x, self.rows, generator):
+                for rows in found.layer.rows(x, self.rows, draws[id(found)]):
                     found.add(rows)
 
         watch_inputs(state, group, images, consume)
+
+    def _draws(self, layer: Layer) -> torch.Generator:
+        """Of the rows of a layer: by what it reads, so that they are the same whatever other layers are rounded."""
+        return torch.Generator().manual_seed(crc32(f"{self.seed} {layer.site}".encode()))
 
     def _quantized(
         self, state: State, layers: list[Layer], images: Batches, encodings: dict[str, Encoding]
     ) -> Iterator[tuple[Layer, list[Tensor], list[Tensor] | None]]:
         """Layers with the moments of what they read behind the quantized ones; `encodings` are those found so far."""
-        generator = torch.Generator().manual_seed(self.seed)
         for layer, pairs in quantized_prefix(state, layers, images, encodings):
+            generator = self._draws(layer)
             moments, crossed = Moments(layer=layer), Moments(layer=layer)
             for x, quantized in pairs:
                 start = generator.get_state()

@@ -31,27 +31,39 @@ class Kept:
         if path is None or not path.exists():
             return
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):  # a run was killed while it wrote its last line
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+        except OSError as error:
             raise InputError(str(path), "cannot be read", "what a run before wrote", "delete it") from error
-        for i, line in enumerate(lines):
+        for i, line in enumerate(content[:whole].splitlines()):
             try:
                 name, value = json.loads(line)
+                self._found[name] = value
             except (ValueError, TypeError) as error:
-                if i == len(lines) - 1:  # the run was killed while it wrote this line
-                    path.write_text("".join(f"{whole}\n" for whole in lines[:-1]), encoding="utf-8")
-                    return
                 raise InputError(f"{path}, line {i + 1}", "cannot be read", "[name, value]", "delete it") from error
-            self._found[name] = value
 
     def get(self, name: str) -> Any:
         """The value of this name, or None."""
         return self._found.get(name)
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a value."""
+        """Keep a value.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         self._found[name] = value
-        if self.path is not None:
+        if self.path is None:
+            return
+        line = json.dumps([name, value], allow_nan=False)
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([name, value], allow_nan=False) + "\n")
+                file.write(f"{line}\n")
+        except OSError as error:
+            raise InputError(
+                str(self.path), f"cannot be written: {error.strerror}", fix="choose another folder"
+            ) from error

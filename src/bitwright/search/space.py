@@ -113,7 +113,7 @@ def space_of(
     for name, asked in (("weights", weights), ("activations", activations)):
         if len(set(asked)) < len(asked):
             raise InputError(name, f"{_told(asked)}: a width twice", "different widths")
-    first, second = candidates(load.target, weights, activations)
+    first, second = candidates(load.target, weights, activations, "widths to choose from")
     if tied:
         missing = [b for b in first if b not in load.target.activation_bits]
         if missing:
@@ -135,8 +135,7 @@ def space_of(
             moving.append(product)
     if not moving:
         raise InputError("search", "no region has a quantized weight that may move", "a network with such layers")
-    held = {root for p in load.products if p.has_choice and p.name in fixed for root in p.roots}
-    held |= {load.plan.resolve(site)[0] for site in fixed_sites if load.plan.qspec(site) is not None}
+    held = _held(load, fixed, fixed_sites)
     varies = tied or bool(activations)
     parts = _joined(_parts(moving, held) if varies else [[product] for product in moving], ties, load)
     groups, products, roots = [], {}, {}
@@ -147,6 +146,17 @@ def space_of(
         groups.append(Group(name=name, choices=choices, parameters=sum(p.weight_elements for p in part)))
         products[name], roots[name] = tuple(part), own
     return Space(groups=tuple(groups), products=products, roots=roots, fixed=fixed)
+
+
+def _held(load: Workload, fixed: Mapping[str, str], fixed_sites: set[str]) -> set[str]:
+    """Roots that stay: of fixed regions and sites, and what is read together with one, at the same width."""
+    assert load.plan is not None
+    held = {root for p in load.products if p.has_choice and p.name in fixed for root in p.roots}
+    held |= {load.plan.resolve(site)[0] for site in fixed_sites if load.plan.qspec(site) is not None}
+    reads = [set(product.roots) for product in load.products if product.has_choice]
+    while company := {root for roots in reads if roots & held for root in roots - held}:
+        held |= company
+    return held
 
 
 def _choices(weights: Sequence[int], activations: Sequence[int], tied: bool, reads: bool) -> tuple[Width, ...]:

@@ -96,6 +96,8 @@ def found_front(searching: Searching) -> Front:
         UnsupportedError: a width that the target lacks.
     """
     start = time.perf_counter()
+    if searching.images.same:
+        searching.terminal.note("note: points are measured on the calibration images; give --eval-data for others")
     searching.prepare()
     aim, notes = searching.aim, list[str]()
     if searching.limits:

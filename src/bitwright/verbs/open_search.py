@@ -149,18 +149,15 @@ def open_search(
     if verify_images < 0:
         raise InputError("--verify-images", f"is {verify_images}", "0 or more")
     executor = _executor(processes, ray)
-    if not isinstance(executor, Here) and not all(isinstance(d, str | os.PathLike) for d in (data, eval_data or data)):
-        raise InputError("data", "are objects of this process", "paths, which other processes can open")
     if data is None or (isinstance(data, str) and not data):
         raise InputError("--data", "is missing", "images to set the ranges from: a folder, .npz, .zip")
+    if not isinstance(executor, Here) and not all(isinstance(d, str | os.PathLike) for d in (data, eval_data or data)):
+        raise InputError("data", "are objects of this process", "paths, which other processes can open")
     placed = placing_of(target, set, ends, None, terminal)
     placing = Placing(
         target=placed["target"], set=tuple(set), bits_of_ends=ends, recipe=inside,
         settings=_of_recipe(inside, settings),
     )  # fmt: skip
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(str(folder), "is a file", "a folder", "choose another --output")
     network = float_network(model, example=example, shapes=shapes)
     opened = {
         "batch": batch, "limit": limit, "skip_bad": skip_bad, "preprocess": dict(preprocess or {}),
@@ -168,7 +165,7 @@ def open_search(
     if val_limit and not val_data:
         raise InputError("--val-limit", f"is {val_limit}, and there are no --val-data", "both, or --limit")
     if any(isinstance(source, str) and source == DISTILLED for source in (data, val_data)):
-        made = str(_distilled(network, distilling, folder, terminal))
+        made = str(_distilled(network, distilling, _folder(output), terminal))
         data, val_data = (made if isinstance(d, str) and d == DISTILLED else d for d in (data, val_data))
     elif distilling:
         raise InputError("--step distill", "is given, and no images are distilled", "--data or --val-data distilled")
@@ -176,9 +173,21 @@ def open_search(
     return Searching(
         network=network, images=images, placing=placing, aim=aim, recipe=recipe or inside,
         widths=Widths(weights=tuple(weights), activations=tuple(activations), tied=tied, ends=free_ends),
-        settings=_of_recipe(recipe or inside, settings), folder=folder, executor=executor, verified=verify_images,
-        terminal=terminal,
+        settings=_of_recipe(recipe or inside, settings), folder=_folder(output), executor=executor,
+        verified=verify_images, terminal=terminal,
     )  # fmt: skip
+
+
+def _folder(output: str | os.PathLike[str]) -> Path:
+    """The folder of this name, made where it is not there: before anything is measured that it is to keep."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(str(folder), "is a file", "a folder", "choose another one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(str(folder), f"cannot be made: {error.strerror}", fix="choose another folder") from error
+    return folder
 
 
 def _distilled(network: ir.Model, settings: Mapping[str, Any], folder: Path, terminal: Terminal) -> Path:
@@ -217,8 +226,6 @@ def _images(
         terminal.note(f"note: {aim.method} scores on half of the images of --data; give --val-data for others")
     if aim.max_drop is not None or (eval_data and measured.labels is not None):
         check_labels(measured, network, str(eval_data or data))
-    if not eval_data:
-        terminal.note("note: points are measured on the calibration images; give --eval-data for others")
     own = {"data": data, "eval_data": eval_data or data, "eval_limit": 0 if eval_data else opened["limit"]}
     job = {**own, "images": digests, **opened}
     return Images(calibration=calibration, validation=validation, measured=measured, same=not eval_data, job=job)

@@ -28,7 +28,7 @@ from bitwright.recipes.recipe import load_recipe
 from bitwright.search.jobs.task import threads
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import data_for, float_network
-from bitwright.verbs.quantized import Quantized, model_bytes, run_recipe
+from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_recipe
 from bitwright.verbs.terminal import Terminal
 
 MODEL, PLAN, EVALUATION = "model.onnx", "plan.json", "evaluation.json"
@@ -122,7 +122,7 @@ def make_point(job: PointJob) -> dict[str, Any]:
     served = model_bytes(quantized.model())
     found = evaluate(
         subject(quantized.state, served), measured, against=reference, runtime=runtime_of(quantized.state),
-        labelled=measured.labels is not None, threads=threads(),
+        labelled=are_classes(measured.labels, network), threads=threads(),
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / MODEL, served)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.deploy.writer import write_bytes
-from bitwright.errors import InputError
+from bitwright.errors import InputError, UnsupportedError
 from bitwright.recipes.recipe import parse_settings
 from bitwright.verbs.fronts import Front, found_front, point_json
 from bitwright.verbs.open_search import open_search
@@ -95,9 +95,12 @@ class Search(GroupFlags):
         output = self.output or f"{Path(self.model.replace(':', '.')).stem}.search"
         front = found_front(open_search(**self.given(), **own, costs=self.cost, terminal=terminal, output=output))
         found = front_json(front, self.eval_data or self.data_path)
-        if front.reference is not None:
-            front.plot(front.folder / PICTURE)
         write_bytes(front.folder / FRONT, json.dumps(found, indent=1).encode())
+        if front.reference is not None:
+            try:
+                front.plot(front.folder / PICTURE)
+            except UnsupportedError as error:  # a picture that cannot be drawn does not take the points away
+                terminal.note(f"note: no picture: {error}")
         for note in front.notes:
             terminal.note(f"note: {note}")
         return Outcome(json=found, text=told(found), exit_code=0 if front.met else 1)

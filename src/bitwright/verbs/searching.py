@@ -35,6 +35,7 @@ from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.quantized import model_bytes
 from bitwright.verbs.stocking import Placing, Shelf, Widths, base_network, library_of, origin_of, tables_of
 from bitwright.verbs.terminal import Terminal
+from bitwright.verbs.trial import check_labels
 
 #: Costs that are told of every point, beside those that are bounded.
 TOLD = ("size", "weights", "bops")
@@ -379,9 +380,7 @@ class Searching:
             {images.calibration, images.validation} if self.orders else {images.validation or images.calibration}
         ):
             if batches is not None and self.measure.needs_labels:
-                batches.require_labels()
-        if self.aim.max_drop is not None:
-            self.images.measured.require_labels()
+                check_labels(batches, self.network, batches.source.name)
 
 
 def spread(walked: Sequence[Assignment], cost: str, points: int) -> list[Assignment]:

@@ -32,8 +32,7 @@ class Sensitivity(GroupFlags):
         """Measure, and list the groups."""
         start = time.perf_counter()
         with self._folder() as folder:
-            searching = open_search(**self.given(), terminal=Terminal(quiet=True, seed=terminal.seed), output=folder)
-            searching.terminal = terminal
+            searching = open_search(**self.given(), terminal=terminal, output=folder)
             searching.stock()
             found = None if searching.orders else searching.losses()
             values = searching.scores() if found is None else found.values

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import onnx_ir as ir
@@ -88,7 +89,8 @@ class Shelf:
 
     def others(self) -> int:
         """Files there that this search did not use."""
-        return sum(path not in self.used for path in self.folder.glob("*-*")) if self.folder.is_dir() else 0
+        there = self.folder.glob("[!.]*-*") if self.folder.is_dir() else ()  # hidden: what a killed run began
+        return sum(path not in self.used for path in there)
 
 
 def base_network(
@@ -107,14 +109,14 @@ def base_network(
     )  # fmt: skip
     before = _until_placed(steps, placing.recipe)
     state = run_chain(before, State(model=network, reference=network), batches)
-    weights = widths.weights or tuple(b for b in _own_widths(state) if b > 1)
+    weights = widths.weights or tuple(b for b in _own_widths(state, widths.ends) if b > 1)
     together = ties(state) if ties is not None else ()
     space = space_of(state, weights, widths.activations, tied=widths.tied, ends=widths.ends, ties=together)
     return state, space
 
 
-def _own_widths(state: State) -> Sequence[int]:
-    widest = space_of(state, ())
+def _own_widths(state: State, ends: bool) -> Sequence[int]:
+    widest = space_of(state, (), ends=ends)
     return tuple(dict.fromkeys(choice.weight for choice in widest.groups[0].choices if choice.weight is not None))
 
 
@@ -128,12 +130,12 @@ def _until_placed(steps: Sequence[Step], recipe: str) -> list[Step]:
 def library_of(
     network: ir.Model, batches: Batches, placing: Placing, base: State, space: Space, shelf: Shelf, terminal: Terminal
 ) -> Library:
-    """Every group at every width, from the shelf where it is there."""
+    """Every group at every width, from the shelf where it is there; a file that cannot be read is made anew."""
     recipe = load_recipe(placing.recipe)
 
     def quantized(plan: Plan) -> State:
         path = shelf.path("library", plan.dumps(), ".pt")
-        kept = _read(path, base, plan)
+        kept = _read(path, base, plan, terminal)
         if kept is None:
             kept = run_recipe(
                 network, batches, recipe, placing.settings, Terminal(seed=terminal.seed), target=placing.target,
@@ -170,17 +172,16 @@ def tables_of(cost: Any, base: State, space: Space) -> tuple[Table, ...]:
     return found
 
 
-def _read(path: Path, base: State, plan: Plan) -> State | None:
+def _read(path: Path, base: State, plan: Plan, terminal: Terminal) -> State | None:
     if not path.exists():
         return None
     try:
         content = torch.load(path, weights_only=True)
         encodings = {site: from_plain(entry, site) for site, entry in content["encodings"].items()}
         overlay, facts = content["overlay"], frozenset(content["facts"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            str(path), f"cannot be read ({first_line(error)})", "what a run before wrote", "delete it"
-        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
+        terminal.note(f"note: {path} cannot be read ({first_line(error)}): made anew")
+        return None
     return base.but(plan=plan, encodings=encodings, overlay=overlay, facts=facts)
 
 

@@ -1,0 +1,115 @@
+"""`bw.search` and `bw.pareto`: networks and images in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bitwright as bw
+from bitwright.verbs.fronts import Front, front_of
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def images(module: nn.Module) -> dict[str, np.ndarray]:
+    x = torch.randn(24, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = module(x).argmax(1)
+    return {"input": x.numpy(), "labels": labels.numpy()}
+
+
+@pytest.fixture(scope="module")
+def front(module: nn.Module, images: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Front:
+    return bw.pareto(
+        module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path_factory.mktemp("pareto"), weights=(4, 2),
+        points=2, over="weights", verify_images=4, free_ends=True,
+    )  # fmt: skip
+
+
+def test_a_front_of_a_module(front: Front, module: nn.Module, images: dict[str, np.ndarray]) -> None:
+    assert front.met and not front.limits and front.over == "weights" and front.reference == 1.0
+    assert len(front.points) >= 2 and front.best in front.points
+    costs = [point.costs["weights"] for point in front.points]
+    assert costs == sorted(costs)
+    for point in front.points:
+        loaded = bw.load(point.folder / "model.onnx")
+        assert loaded.plan.dumps() == (point.folder / "plan.json").read_text()
+        assert point.found["proven"] and point.found["mismatches"] == 0
+        assert loaded.evaluate(images).drop == pytest.approx(point.drop) or point.drop is not None
+    on_front = front_of(front.points, "weights")
+    assert on_front and all(
+        not (a.costs["weights"] <= b.costs["weights"] and a.drop["drop"] < b.drop["drop"])  # type: ignore[index]
+        for a in front.points for b in on_front
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "starts"), [("front.svg", b"<?xml"), ("front.png", b"\x89PNG")])
+def test_its_picture(name: str, starts: bytes, front: Front, tmp_path: Path) -> None:
+    front.plot(tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(starts)
+
+
+def test_a_picture_of_another_form_is_refused(front: Front, tmp_path: Path) -> None:
+    with pytest.raises(bw.InputError, match="gif"):
+        front.plot(tmp_path / "front.gif")
+
+
+def test_a_search_within_a_budget_goes_on_in_its_folder(
+    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+) -> None:
+    found = bw.search(
+        module, images, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True,
+        verify_images=4, over="weights", budget=["weights=1/9"], solver="greedy",
+    )  # fmt: skip
+    assert found.met and found.best.costs["weights"] <= found.limits["weights"] == found.float_costs["weights"] / 9
+    assert found.searching.shelf.others() == 0  # what the front kept is used
+
+
+def test_a_picture_without_accuracy_is_refused(
+    front: Front, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    found = bw.search(
+        module, {"input": images["input"]}, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2),
+        free_ends=True, verify_images=0, budget="weights=1/9", set=["A=8"],
+    )  # fmt: skip
+    assert found.reference is None and found.best.found["proven"] is None and found.best.drop is None
+    with pytest.raises(bw.InputError, match="plot: points without accuracy; expected labelled images"):
+        found.plot(tmp_path / "front.png")
+
+
+@pytest.mark.parametrize("bound", [{"budget": "size=1/8"}, {"max_drop": 1.0}], ids=["budget", "drop"])
+def test_a_front_has_no_bounds(bound: dict[str, Any], module: nn.Module, images: dict[str, np.ndarray]) -> None:
+    with pytest.raises(bw.InputError, match="and a front has no bounds; expected no bound; use search"):
+        bw.pareto(module, images, example=torch.zeros(2, 2, 6, 6), **bound)
+
+
+def test_the_room_and_the_function_have_one_name() -> None:
+    from bitwright.search.problem import Width
+    from bitwright.verbs.open_search import search
+
+    assert callable(bw.search) and Width(4, 8).weight == 4
+    with pytest.raises(bw.InputError) as caught:
+        bw.search("net.onnx", None)
+    with pytest.raises(bw.InputError, match=str(caught.value)):
+        search("net.onnx", None)
+
+
+def test_other_processes_need_paths(module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(bw.InputError, match="data: are objects of this process; expected paths, which other"):
+        bw.search(module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, processes=2)
+    with pytest.raises(bw.InputError, match="--data: is missing"):
+        bw.search(module, None, example=torch.zeros(2, 2, 6, 6), output=tmp_path, processes=2)
+    with pytest.raises(bw.InputError, match="data: are objects of this process"):
+        bw.search(module, "images.npz", eval_data=images, output=tmp_path, processes=2)
+    assert list(tmp_path.iterdir()) == []
