@@ -25,16 +25,16 @@ from bitwright.data.digits import digits_split
 from bitwright.data.opening import open_data
 from bitwright.data.preprocess import Preprocess
 from bitwright.lookup import lookup
+from bitwright.mixed.board import LibraryBoard
+from bitwright.mixed.library import Library
+from bitwright.mixed.problem import Additive, Choices, Problem
+from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.sensitivity.measure import divergence
+from bitwright.mixed.solvers.milp import Milp
 from bitwright.models.digits_cnn import train_digits
 from bitwright.models.initialise import initialised
 from bitwright.models.small import small_residual
 from bitwright.ptq.diagnosis.switches import Values
-from bitwright.search.board import LibraryBoard
-from bitwright.search.library import Library
-from bitwright.search.problem import Additive, Choices, Problem
-from bitwright.search.sensitivity import SENSITIVITIES
-from bitwright.search.sensitivity.measure import divergence
-from bitwright.search.solvers.milp import Milp
 from bitwright.verbs.open_search import open_search
 from bitwright.verbs.preparing import float_network, input_specs
 from bitwright.verbs.terminal import Terminal

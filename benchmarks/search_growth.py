@@ -25,11 +25,11 @@ from torch.utils.flop_counter import flop_registry
 from bitwright.data.batches import Batches
 from bitwright.data.opening import open_data
 from bitwright.lookup import lookup
+from bitwright.mixed.board import LibraryBoard
+from bitwright.mixed.library import Library
+from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.sensitivity.measure import Ordering
 from bitwright.models import build
-from bitwright.search.board import LibraryBoard
-from bitwright.search.library import Library
-from bitwright.search.sensitivity import SENSITIVITIES
-from bitwright.search.sensitivity.measure import Ordering
 from bitwright.verbs.open_search import open_search
 from bitwright.verbs.preparing import float_network, input_specs
 from bitwright.verbs.terminal import Terminal

@@ -384,7 +384,7 @@ def test_labels_that_are_no_classes_are_left_out(files: Path, tmp_path: Path) ->
 
 
 def test_sensitivity_lists_groups(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitwright.search.sensitivity.sqnr import Sqnr
+    from bitwright.mixed.sensitivity.sqnr import Sqnr
 
     given: list[object] = ["sensitivity", files / "net.onnx", "--data", files / "calib.npz", "--batch", 8,
                            "--weights", "7,4,2", "--keep", tmp_path / "kept"]  # fmt: skip

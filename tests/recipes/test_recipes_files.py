@@ -10,6 +10,7 @@ import pytest
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.mixed.sensitivity.msq import Msq
 from bitwright.plan.spec import QSpec
 from bitwright.ptq.calibrate import Calibrate
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
@@ -23,7 +24,6 @@ from bitwright.recipes.recipe import (
     parse_settings,
     recipe_names,
 )
-from bitwright.search.sensitivity.msq import Msq
 from bitwright.verbs.quantize import Quantize
 
 GOOD = "help: mine\nsteps:\n  - fold_batchnorm\n  - place: {ends: 0, set: ['W=4']}\n  - calibrate: {percentile: 99}\n"

@@ -95,7 +95,7 @@ def test_a_front_has_no_bounds(bound: dict[str, Any], module: nn.Module, images:
 
 
 def test_the_room_and_the_function_have_one_name() -> None:
-    from bitwright.search.problem import Width
+    from bitwright.mixed.problem import Width
     from bitwright.verbs.open_search import search
 
     assert callable(bw.search) and Width(4, 8).weight == 4

@@ -14,8 +14,8 @@ from bitwright.deploy.evaluate import Drop
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
-from bitwright.search.problem import Assignment
-from bitwright.search.solvers.pareto import not_dominated
+from bitwright.mixed.problem import Assignment
+from bitwright.mixed.solvers.pareto import not_dominated
 from bitwright.verbs.searching import TRIES, Point, Searching
 
 #: A limit that was missed is drawn in to where the same miss would meet it, and by this part more.

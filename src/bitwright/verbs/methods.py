@@ -20,10 +20,10 @@ from bitwright.errors import BitwrightError
 from bitwright.execute import OPS
 from bitwright.formats import FORMATS
 from bitwright.lookup import Row, lookup
+from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.solvers import SOLVERS
 from bitwright.ptq import STEPS
 from bitwright.ranges import ESTIMATORS
-from bitwright.search.sensitivity import SENSITIVITIES
-from bitwright.search.solvers import SOLVERS
 from bitwright.targets import TARGETS
 from bitwright.verbs.tables import columns
 from bitwright.verbs.terminal import Terminal

@@ -15,13 +15,13 @@ from bitwright.cost import COSTS
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
+from bitwright.mixed.jobs.cluster import RayCluster
+from bitwright.mixed.jobs.executor import Executor
+from bitwright.mixed.jobs.here import Here
+from bitwright.mixed.jobs.processes import Processes
+from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.solvers import SOLVERS
 from bitwright.recipes.recipe import checked_settings, load_recipe, parse_settings
-from bitwright.search.jobs.cluster import RayCluster
-from bitwright.search.jobs.executor import Executor
-from bitwright.search.jobs.here import Here
-from bitwright.search.jobs.processes import Processes
-from bitwright.search.sensitivity import SENSITIVITIES
-from bitwright.search.solvers import SOLVERS
 from bitwright.verbs.fronts import Front, found_front
 from bitwright.verbs.preparing import data_for, digest_of, float_network
 from bitwright.verbs.quantized import DISTILLED, distilled, model_bytes, placing_of

@@ -23,9 +23,9 @@ from bitwright.deploy.evaluate import evaluate
 from bitwright.deploy.simulate import is_served, runtime_of, subject
 from bitwright.deploy.verify import verify
 from bitwright.deploy.writer import write_bytes
+from bitwright.mixed.jobs.task import threads
 from bitwright.plan.plan import plan_from_json
 from bitwright.recipes.recipe import load_recipe
-from bitwright.search.jobs.task import threads
 from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import data_for, float_network
 from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_recipe

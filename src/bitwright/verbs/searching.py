@@ -22,14 +22,14 @@ from bitwright.data.batches import Batches
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
+from bitwright.mixed.feasible import feasible
+from bitwright.mixed.jobs.executor import Executor
+from bitwright.mixed.kept import Kept
+from bitwright.mixed.problem import Additive, Assignment, Choices, Problem, within
+from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.solvers import SOLVERS
+from bitwright.mixed.solvers.greedy import Step
 from bitwright.recipes.recipe import checked_settings
-from bitwright.search.feasible import feasible
-from bitwright.search.jobs.executor import Executor
-from bitwright.search.kept import Kept
-from bitwright.search.problem import Additive, Assignment, Choices, Problem, within
-from bitwright.search.sensitivity import SENSITIVITIES
-from bitwright.search.solvers import SOLVERS
-from bitwright.search.solvers.greedy import Step
 from bitwright.verbs.points import PointJob, kept_point, make_point
 from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.quantized import model_bytes

@@ -21,12 +21,12 @@ from bitwright import __version__
 from bitwright.cost.table import Table
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError, first_line
+from bitwright.mixed.library import Library, needed, stock
+from bitwright.mixed.space import Space, space_of
 from bitwright.pipeline import State, Step, run_chain
 from bitwright.plan.encoding import from_plain, to_plain
 from bitwright.plan.plan import Plan
 from bitwright.recipes.recipe import load_recipe
-from bitwright.search.library import Library, needed, stock
-from bitwright.search.space import Space, space_of
 from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.quantized import model_bytes, run_recipe, steps_of
 from bitwright.verbs.terminal import Terminal

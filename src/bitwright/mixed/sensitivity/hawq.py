@@ -1,0 +1,303 @@
+"""HAWQ: the curvature of the loss at a layer's weights, times how far rounding moves them.
+
+    statistic      Omega_g(k) = sum over regions r of the group
+    trace          max(Tr(H_r), 0) / n_r * ||Q_k(W_r) - W_r||^2      versions 2 and 3
+    eigenvalue     lambda_r * ||Q_k(W_r) - W_r||^2                   version 1, where it orders layers for training
+
+`H_r` is the Hessian of the mean cross-entropy of the labels by the n_r weights of region r, at the float weights, all
+else held: one block of the whole Hessian. `lambda_r` is its eigenvalue of largest magnitude. The norm is squared, a
+sum over weights. Version 1 gives more bits to layers of a large `S_r = lambda_r / n_r`, version 2 to those of a large
+`Tr(H_r) / n_r`: see `Hawq.curvatures`.
+
+The trace is Hutchinson's: the mean of v^T H v over vectors v of +1 and -1. With `together` one v goes over all weights
+at once, and each layer takes its own part of v * Hv; what other layers add to it is zero on average, but where their
+curvature is far larger, a layer drowns in it, and `together=False`, one layer at a time, is worth its many passes.
+Where all that comes after a weight is piecewise linear, its block has no negative eigenvalue; below zero an estimate
+is chance, or a layer that is in no minimum, and counts as 0. The eigenvalue is power iteration's, one layer at a time.
+
+Activations are not measured. Where a region's weight and activation have one width (version 3), what the weight loses
+stands for both. Where activations have widths of their own, the method cannot tell them apart and refuses.
+
+Sources: Dong et al., HAWQ, ICCV 2019; HAWQ-V2, NeurIPS 2020, section 3; Yao et al., HAWQ-V3, ICML 2021, section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.data.batches import Batches
+from bitwright.errors import InputError
+from bitwright.mixed.kept import Kept
+from bitwright.mixed.library import Library
+from bitwright.mixed.problem import Additive
+from bitwright.mixed.sensitivity.gradients import Differentiable, cross_entropy, gradients, moved, tensors
+from bitwright.mixed.space import Space
+from bitwright.pipeline import Progress
+
+#: Draws that a standard error is taken from, at least.
+LEAST = 30
+#: `tolerance` where none is given: standard error of a trace, and change of an eigenvalue, over the value.
+TOLERANCES = {"trace": 0.05, "eigenvalue": 1e-3}
+#: Passes of one product of the Hessian with a vector: forward, back, and back through both, each of whose products of
+#: three (one forward, two back) is differentiated by two factors.
+PRODUCT = 1 + 2 + 6
+
+#: `[v_1, v_2 ...]` to `[(Hv)_1, (Hv)_2 ...]`.
+Hvp = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def rademacher(like: Sequence[Tensor], seed: int, draw: int) -> list[Tensor]:
+    """Vectors of +1 and -1, the same ones for the same seed and draw.
+
+    Example:
+        >>> (v,) = rademacher([torch.zeros(8)], seed=0, draw=3)
+        >>> v.square().sum()
+        tensor(8.)
+    """
+    random = np.random.default_rng([seed, draw])
+    return [torch.from_numpy(2.0 * random.integers(0, 2, tuple(x.shape)) - 1.0).to(x.dtype) for x in like]
+
+
+def trace(
+    hvp: Hvp, like: Sequence[Tensor], *, samples: int = 100, tolerance: float = 0.05, seed: int = 0,
+    kept: Kept | None = None, drawn: Callable[[int], None] | None = None, name: str = "draw",
+) -> list[float]:  # fmt: skip
+    """Hutchinson's estimate `mean_v v_i^T (Hv)_i` of the trace of each block on the diagonal.
+
+    It stops after `LEAST` draws or more, as soon as the standard error of every block is at most `tolerance` times its
+    mean; else after `samples` draws.
+
+    Args:
+        hvp: product with the whole matrix.
+        like: one tensor for each block.
+        samples: most draws.
+        tolerance: relative standard error that is enough.
+        seed: of the draws.
+        kept: draws that were made before are taken from here.
+        drawn: told the number of draws made so far.
+        name: that draws are kept by, with their number.
+
+    Example:
+        >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> (found,) = trace(lambda v: [a @ v[0]], [torch.zeros(2)], samples=400)
+        >>> abs(found - 5) < 0.5
+        True
+    """
+    kept = kept or Kept(None)
+    mean, squares = np.zeros(len(like)), np.zeros(len(like))
+    for draw in range(samples):
+        found = kept.get(f"{name} {draw}")
+        if found is None:
+            v = rademacher(like, seed, draw)
+            found = [float((a * b).double().sum()) for a, b in zip(v, hvp(v), strict=True)]
+            kept.put(f"{name} {draw}", found)
+        n, away = draw + 1, np.array(found) - mean
+        mean = mean + away / n
+        squares = squares + away * (np.array(found) - mean)
+        if drawn is not None:
+            drawn(n)
+        if n >= LEAST and (np.sqrt(squares / (n - 1) / n) <= tolerance * np.abs(mean)).all():
+            break
+    return [float(value) for value in mean]
+
+
+def top_eigenvalue(hvp: Hvp, like: Tensor, *, steps: int = 100, tolerance: float = 1e-3, seed: int = 0) -> float:
+    """The eigenvalue of largest magnitude, by power iteration: `v <- Hv / ||Hv||`, `lambda = v^T H v`.
+
+    It stops when lambda changes by at most `tolerance` of itself; else after `steps` products.
+
+    Args:
+        hvp: product with the matrix; is given and gives one tensor.
+        like: a tensor of the vectors' shape.
+        steps: most products.
+        tolerance: relative change that is small enough.
+        seed: of the vector that it starts from.
+
+    Example:
+        >>> a = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> round(top_eigenvalue(lambda v: [a @ v[0]], torch.zeros(2), tolerance=1e-6), 3)
+        3.618
+    """
+    v = torch.from_numpy(np.random.default_rng([seed]).normal(size=tuple(like.shape))).to(like.dtype)
+    value = math.nan
+    for _ in range(steps):
+        v = v / v.norm()
+        (product,) = hvp([v])
+        before, value = value, float((v * product).double().sum())
+        if float(product.norm()) == 0.0:
+            return 0.0
+        if abs(value - before) <= tolerance * abs(value):
+            break
+        v = product
+    return value
+
+
+def omega(curvature: float, moved: float) -> float:
+    """`curvature * ||Q(W) - W||^2`: what a layer loses.
+
+    Args:
+        curvature: `max(Tr(H), 0) / n` (versions 2 and 3), or lambda (version 1).
+        moved: the squared norm, a sum over all weights.
+
+    Example:
+        >>> omega(0.5, 5.0)
+        2.5
+    """
+    return curvature * moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hawq:
+    """Curvature times squared noise of the weights.
+
+    Args:
+        statistic: `trace` or `eigenvalue`.
+        samples: most draws for the trace, at least 30; most steps of power iteration for each layer.
+        tolerance: where to stop before; None for a standard error of 5% of every layer's trace, and for an eigenvalue
+            that changes by 0.1%.
+        seed: of draws, and of the vector that power iteration starts from.
+        together: whether a draw of the trace goes over all layers at once.
+
+    Raises:
+        InputError: another statistic, fewer than 30 samples of the trace or one step, a tolerance that is not
+            positive, a negative seed.
+
+    Example:
+        >>> Hawq(samples=10)
+        Traceback (most recent call last):
+        bitwright.errors.InputError: hawq.samples: is 10; expected 30 or more
+    """
+
+    statistic: str = "trace"
+    samples: int = 100
+    tolerance: float | None = None
+    seed: int = 0
+    together: bool = True
+
+    needs_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.statistic not in TOLERANCES:
+            raise InputError("hawq.statistic", f"is {self.statistic!r}", " or ".join(TOLERANCES))
+        least = LEAST if self.statistic == "trace" else 1
+        if self.samples < least:
+            raise InputError("hawq.samples", f"is {self.samples}", f"{least} or more")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise InputError("hawq.tolerance", f"is {self.tolerance}", "a positive number")
+        if self.seed < 0:
+            raise InputError("hawq.seed", f"is {self.seed}", "0 or more")
+
+    def passes(self, space: Space) -> float:
+        """Nine for each draw or step, and each layer if one at a time: forward, back, and back through both."""
+        layers = sum(len(products) for products in space.products.values())
+        return PRODUCT * self.samples * (1 if self.statistic == "trace" and self.together else layers)
+
+    def __call__(
+        self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
+    ) -> Additive:
+        """The loss of every choice of every group.
+
+        Raises:
+            InputError: no labels, no scores of classes, or activations that have widths of their own.
+            UnsupportedError: an op without a second derivative.
+        """
+        _check_one_width(library.space)
+        found = self.curvatures(library, batches, kept, images_done)
+        values = []
+        for group in library.space.groups:
+            parts = []
+            for site, noise in moved(library, group).items():
+                each = max(found[site], 0.0) if self.statistic == "trace" else found[site] * noise[0].numel()
+                parts.append([omega(each, float(one.double().square().sum())) for one in noise])
+            values.append(tuple(math.fsum(part[k] for part in parts) for k in range(len(group.choices))))
+        return Additive(values=tuple(values))
+
+    def curvatures(
+        self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
+    ) -> dict[str, float]:
+        """`{site of a weight: Tr(H) / n, or lambda / n}`: the more, the more bits a layer should have.
+
+        Raises:
+            InputError: no labels, or no scores of classes.
+            UnsupportedError: an op without a second derivative.
+        """
+        batches.require_labels()
+        kept = kept or Kept(None)
+        network, told = Differentiable(library), _Told(len(batches), images_done)
+        limit = TOLERANCES[self.statistic] if self.tolerance is None else self.tolerance
+        sites, weights = list(network.weights), list(network.weights.values())
+        parts = [sites] if self.statistic == "trace" and self.together else [[site] for site in sites]
+        values: list[float] = []
+        for i, part in enumerate(parts):
+            own = [network.weights[site] for site in part]
+
+            def hvp(v: Sequence[Tensor], own: Sequence[Tensor] = own) -> list[Tensor]:
+                return _product(network, batches, own, v)
+
+            if self.statistic == "trace":
+                values += trace(
+                    hvp, own, samples=self.samples, tolerance=limit, seed=self.seed, kept=kept,
+                    drawn=lambda n, i=i: told((i + n / self.samples) / len(parts)),  # type: ignore[misc]
+                    name="draw" if self.together else f"{part[0]}, draw",
+                )  # fmt: skip
+            else:
+                name = f"eigenvalue of {part[0]}"
+                known = kept.get(name)
+                if known is None:
+                    known = top_eigenvalue(hvp, own[0], steps=self.samples, tolerance=limit, seed=self.seed)
+                    kept.put(name, known)
+                values.append(known)
+            told((i + 1) / len(parts))
+        told(1.0)
+        return {site: value / w.numel() for site, value, w in zip(sites, values, weights, strict=True)}
+
+
+def _product(
+    network: Differentiable, batches: Batches, weights: Sequence[Tensor], v: Sequence[Tensor]
+) -> list[Tensor]:
+    """`Hv` of the mean loss over all images."""
+    sums, images = [torch.zeros_like(w) for w in weights], 0
+    for batch in batches:
+        inputs, labels = tensors(batch)
+        assert labels is not None  # they were asked for
+        loss = cross_entropy(network.scores(inputs)[: batch.valid], labels)
+        slopes = gradients(loss, weights, again=True)
+        along = torch.stack([(g * one).sum() for g, one in zip(slopes, v, strict=True)]).sum()
+        for total, part in zip(sums, gradients(along, weights), strict=True):
+            total += part
+        images += batch.valid
+    return [total / images for total in sums]
+
+
+def _check_one_width(space: Space) -> None:
+    """A weight width must say the activation width with it."""
+    for group in space.groups:
+        pairs: Mapping[int | None, set[int | None]] = {
+            width.weight: {other.activation for other in group.choices if other.weight == width.weight}
+            for width in group.choices
+        }
+        if any(len(widths) > 1 for widths in pairs.values()):
+            raise InputError(
+                "hawq", f"group {group.name!r} has activation widths of their own, of which hawq measures nothing",
+                "widths of weights alone, or of both tied", "use fisher or sqnr",
+            )  # fmt: skip
+
+
+class _Told:
+    """Tells progress in images of one walk, however many walks there are."""
+
+    def __init__(self, images: int, images_done: Progress | None) -> None:
+        self.images, self.images_done, self.so_far = images, images_done, 0
+
+    def __call__(self, share: float) -> None:
+        now = int(share * self.images)
+        if self.images_done is not None and now > self.so_far:
+            self.images_done(now - self.so_far)
+        self.so_far = max(self.so_far, now)

@@ -1,0 +1,202 @@
+"""Networks put together of a library, and the program in which all its widths are switched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bitwright.data.batches import Batches
+from bitwright.deploy.verify import verify
+from bitwright.deploy.writer import write
+from bitwright.errors import InputError
+from bitwright.execute.program import Program
+from bitwright.mixed.board import LibraryBoard
+from bitwright.mixed.library import Library, needed, stock
+from bitwright.pipeline import State
+from bitwright.plan.plan import Plan
+from bitwright.plan.spec import Derived
+from bitwright.ptq.programs import float_program, simulated_program
+
+Libraries = Callable[..., Library]
+Images = Callable[..., Batches]
+NETWORKS = pytest.mark.parametrize(
+    ("network", "widths"),
+    [("small_residual", ((4, 2), (8, 4))), ("small_inverted_residual", ((7, 4, 2),))],
+    ids=["residual", "depthwise"],
+)
+
+
+def mixed(library: Library) -> list[int]:
+    """One width after the other, so that no two neighbours have the same."""
+    return [i % len(group.choices) for i, group in enumerate(library.space.groups)]
+
+
+def inputs(images: Batches) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in next(iter(images)).inputs.items()}
+
+
+def run(program: Program, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = program.module(*(given[name] for name in program.inputs))[0]
+    return found
+
+
+# The library.
+
+
+@NETWORKS
+def test_what_is_put_together_is_what_the_recipe_gives(
+    network: str, widths: Sequence[tuple[int, ...]], library: Libraries, quantized: Callable[..., State]
+) -> None:
+    """Code for code and scale for scale: nothing in this recipe knows of the widths of other layers."""
+    found = library(network, *widths)
+    put = found.network(mixed(found))
+    whole = quantized(network, found.plan(mixed(found)), "closed-form")
+    assert put.plan == whole.plan and put.encodings.keys() == whole.encodings.keys()
+    for site, encoding in whole.encodings.items():
+        assert torch.equal(put.encodings[site].scale, encoding.scale), site
+        assert torch.equal(put.encodings[site].zero_point, encoding.zero_point), site
+        if site in whole.model.graph.initializers:
+            codes = [state.encodings[site].codes_of(state.tensor(site)) for state in (put, whole)]
+            assert torch.equal(*codes), site
+    for name in whole.overlay:
+        assert torch.equal(put.tensor(name), whole.tensor(name)), name
+
+
+def test_the_depthwise_network_is_equalized(library: Libraries) -> None:
+    """Else the test above says nothing of steps that change weights."""
+    found = library("small_inverted_residual", (7, 4, 2))
+    events = [event.step for event in found.state.log]
+    assert any(step.startswith("Equalize") for step in events), events
+
+
+def test_another_width_is_another_network(library: Libraries) -> None:
+    found = library("small_residual", (4, 2), (8, 4))
+    widest = [0] * len(found.space.groups)
+    assert found.network(widest).plan == found.state.plan == found.plan(widest) != found.network(mixed(found)).plan
+
+
+@NETWORKS
+def test_a_network_put_together_is_proven(
+    network: str, widths: Sequence[tuple[int, ...]], library: Libraries, images: Images, tmp_path: Path
+) -> None:
+    found = library(network, *widths)
+    write(found.network(mixed(found)), tmp_path / "mixed.onnx")
+    proof = verify(tmp_path / "mixed.onnx", images(network).limited(8, 0))
+    assert proof.proven and proof.codes > 10_000 and proof.mismatches == 0
+
+
+def test_a_library_takes_one_network_a_width(library: Libraries) -> None:
+    both = library("small_residual", (4, 2), (8, 4)).space
+    assert len(needed(both)) == 3  # W4A8, then A4, then W2; nothing new in W2A4
+    assert len(needed(library("small_inverted_residual", (7, 4, 2)).space)) == 3
+
+
+def test_weights_that_depend_on_the_width_before_rounding_are_refused(
+    library: Libraries, quantized: Callable[..., State]
+) -> None:
+    found = library("small_residual", (4, 2), (8, 4))
+    first = found.space.products[found.space.groups[0].name][0].region.weight
+    assert first is not None and first.name is not None
+    site = first.name
+
+    def shrunk(plan: Plan) -> State:
+        state = quantized("small_residual", plan, "closed-form")
+        spec = plan.qspec(site)
+        assert spec is not None
+        return state.but(overlay={**state.overlay, site: state.tensor(site) * spec.bits / 4})
+
+    with pytest.raises(InputError, match=f"weight '{site}': is another one at another width, before it is rounded"):
+        stock(found.space, found.state, shrunk)
+
+
+def test_biases_belong_to_the_width_they_were_corrected_for(
+    library: Libraries, quantized: Callable[..., State]
+) -> None:
+    found = library("small_residual", (7, 2), recipe="corrected")
+    narrowest = [1] * len(found.space.groups)
+    put = found.network(narrowest)
+    whole = quantized("small_residual", found.plan(narrowest), "corrected")
+    changed = 0
+    for product in (p for group in found.space.products.values() for p in group):
+        bias = product.region.bias
+        assert bias is not None and bias.name is not None
+        assert torch.equal(put.tensor(bias.name), whole.tensor(bias.name)), bias.name
+        changed += not torch.equal(put.tensor(bias.name), found.state.tensor(bias.name))
+    assert changed == len(found.space.groups)
+
+
+# The board.
+
+
+@NETWORKS
+def test_the_board_simulates_the_network_of_its_choices_with_biases_in_float(
+    network: str, widths: Sequence[tuple[int, ...]], library: Libraries, images: Images
+) -> None:
+    found, given = library(network, *widths), inputs(images(network))
+    board = LibraryBoard(found)
+    for choices in (mixed(found), [0] * len(found.space.groups)):
+        board.turn(choices)
+        (y, *_), _ = board.run(given)
+        state = found.network(choices)
+        assert state.plan is not None
+        biases = {site: nn.Identity() for site, spec in state.plan.sites.items() if isinstance(spec, Derived)}
+        assert biases
+        expected = run(simulated_program(state, quantizers=biases), given)
+        torch.testing.assert_close(y, expected)
+        assert (y - run(float_program(found.state), given)).abs().max() > 0.1
+
+
+@NETWORKS
+def test_all_off_is_the_float_network(
+    network: str, widths: Sequence[tuple[int, ...]], library: Libraries, images: Images
+) -> None:
+    found, given = library(network, *widths), inputs(images(network))
+    board = LibraryBoard(found)
+    board.turn([None] * len(found.space.groups), rest=False)
+    (y, *_), _ = board.run(given)
+    torch.testing.assert_close(y, run(float_program(found.state), given))
+
+
+def test_what_comes_before_a_group_is_not_computed_again(library: Libraries, images: Images) -> None:
+    found, given = library("small_residual", (4, 2), (8, 4)), inputs(images("small_residual"))
+    board, groups = LibraryBoard(found), library("small_residual", (4, 2), (8, 4)).space.groups
+    board.turn([0] * len(groups))
+    _, values = board.run(given)
+    for group in groups:
+        board.turn([0] * len(groups))
+        board.turn_group(group.name, len(group.choices) - 1)
+        known = board.unchanged(values, group.name)
+        assert 0 < len(known) < len(values)
+        again, whole = board.run(given, known)[0][0], board.run(given)[0][0]
+        assert torch.equal(again, whole)
+    shares = [board.share_after(group.name) for group in groups]
+    assert shares[0] > shares[-1]  # the last group leaves most of the program as it is
+
+
+def test_the_activation_of_a_group_can_be_left_in_float(library: Libraries, images: Images) -> None:
+    found, given = library("small_residual", (4, 2), (8, 4)), inputs(images("small_residual"))
+    board, group = LibraryBoard(found), found.space.groups[0]
+    board.turn([None] * len(found.space.groups), rest=False)
+
+    def at(choice: int, weights_only: bool) -> torch.Tensor:
+        board.turn_group(group.name, choice, weights_only=weights_only)
+        return board.run(given)[0][0]
+
+    same_weight = [i for i, choice in enumerate(group.choices) if choice.weight == 4]
+    assert len(same_weight) == 2
+    assert torch.equal(at(same_weight[0], True), at(same_weight[1], True))
+    assert not torch.equal(at(same_weight[0], False), at(same_weight[1], False))
+
+
+def test_a_board_of_a_space_without_biases(library: Libraries, images: Images) -> None:
+    """Placed as in papers: biases are not quantized, and neither are the sums."""
+    found = library("small_residual", (4, 2), target="paper")
+    board, given = LibraryBoard(found), inputs(images("small_residual"))
+    board.turn(mixed(found))
+    expected = run(simulated_program(found.network(mixed(found))), given)
+    torch.testing.assert_close(board.run(given)[0][0], expected, rtol=1e-4, atol=1e-4)
