@@ -89,8 +89,8 @@ def open_search(
     model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "sqnr",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
-    solver: str = "", weights: Sequence[int] = (), activations: Sequence[int] = (), tied: bool = False,
-    free_ends: bool = False,
+    solver: str = "", refine: int = 0, weights: Sequence[int] = (), activations: Sequence[int] = (),
+    tied: bool = False, free_ends: bool = False,
     val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
     ends: int | None = None, verify_images: int = 64, processes: int = 1, ray: str = "", example: Any = None,
@@ -113,6 +113,7 @@ def open_search(
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
+        refine: networks near what a solver found that are tried whole, as many passes; 0 for none.
         weights, activations, tied, free_ends: what moves (`Widths`).
         val_data: `"distilled"` or images that the method measures on; those of `data`, or half of them, if None.
         val_limit: use so many of them at most, balanced over classes; 0 for all.
@@ -137,6 +138,7 @@ def open_search(
             method=method,
             measure=dict(measure or {}),
             solver=solver,
+            refine=refine,
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
             over=over,
@@ -248,8 +250,16 @@ def _aim(aim: Aim) -> Aim:
         raise InputError("--confidence", f"is {aim.confidence:g}", "a fraction from 0 to below 1, as 0.95")
     if aim.points < 2:
         raise InputError("--points", f"is {aim.points}", "2 or more")
+    if aim.refine < 0:
+        raise InputError("--refine", f"is {aim.refine}", "0 tries or more")
     lookup(COSTS, aim.over, "cost")
     row = lookup(SENSITIVITIES, aim.method, "method").load()
+    if aim.refine and hasattr(row, "trajectory"):
+        raise InputError(
+            f"--refine {aim.refine}",
+            f"{aim.method} is an order, and foretells no losses",
+            "a method with losses, as kl",
+        )
     if aim.solver:
         lookup(SOLVERS, aim.solver, "solver")
         if hasattr(row, "trajectory"):

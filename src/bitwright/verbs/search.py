@@ -76,6 +76,7 @@ class Search(GroupFlags):
     points: int = option(8, "points of a front")
     uniform: bool = option(False, "write the networks of one width for all layers, too, to compare with")
     solver: str = option("", "milp, greedy or genetic with budgets, pareto without; the first of these if not given")
+    refine: int = option(0, "tries of whole networks near what the solver found: as many passes over the images")
     recipe: str = option("", "the recipe that points are quantized by; that of --inside if not given")
     eval_data: str = option("", "labelled images to measure points on; --data if not given, which flatters them")
     output: str = option(
@@ -89,7 +90,7 @@ class Search(GroupFlags):
         """Search, write, draw."""
         own = {
             name: getattr(self, name)
-            for name in ("budget", "max_drop", "confidence", "over", "points", "uniform", "solver", "recipe",
+            for name in ("budget", "max_drop", "confidence", "over", "points", "uniform", "solver", "refine", "recipe",
                          "eval_data", "verify_images", "processes", "ray")
         }  # fmt: skip
         output = self.output or f"{Path(self.model.replace(':', '.')).stem}.search"

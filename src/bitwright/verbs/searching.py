@@ -26,7 +26,9 @@ from bitwright.mixed.feasible import feasible
 from bitwright.mixed.jobs.executor import Executor
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.problem import Additive, Assignment, Choices, Problem, within
+from bitwright.mixed.refine import refine
 from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.sensitivity.measure import Whole, by_divergence
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.mixed.solvers.greedy import Step
 from bitwright.recipes.recipe import checked_settings
@@ -52,6 +54,7 @@ class Aim:
         measure: its settings.
         solver: row of `SOLVERS`; "" for `milp` with budgets, `pareto` without.
         solving: its settings.
+        refine: networks near what a solver found that are tried whole; 0 for none.
         budgets: bounds on costs.
         costing: `{cost: its settings}`.
         over: cost by which a front is spread, where there is no budget.
@@ -65,6 +68,7 @@ class Aim:
     measure: Mapping[str, Any] = field(default_factory=dict)
     solver: str = ""
     solving: Mapping[str, Any] = field(default_factory=dict)
+    refine: int = 0
     budgets: tuple[Budget, ...] = ()
     costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     over: str = "size"
@@ -250,17 +254,37 @@ class Searching:
         problem = self._problem(self.loss, self._all_limits(self.limits))
         if self.limits:
             solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-            return [solver(problem).best]
+            return [self._refined(problem, solver(problem).best)]
         solver = _made(SOLVERS, self.aim.solver or "pareto", self._front(), "solver")
-        return list(solver(problem).points)
+        found = []
+        for point in solver(problem).points:
+            costs = {key: point.costs[key] for key in self._all_limits({self.aim.over: 0.0})}
+            found.append(self._refined(self._problem(self.loss, costs), point))
+        return list({point.choices: point for point in found}.values())
 
     def again(self, limits: Mapping[str, float]) -> Assignment:
         """The best within other limits."""
         if self.orders:
             return self.steps(limits)[-1]
         solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-        best: Assignment = solver(self._problem(self.loss or self._any_loss(), self._all_limits(limits))).best
-        return best
+        problem = self._problem(self.loss or self._any_loss(), self._all_limits(limits))
+        return self._refined(problem, solver(problem).best)
+
+    def _refined(self, problem: Problem, start: Assignment) -> Assignment:
+        """The best of what was tried near an assignment."""
+        tries = self.aim.refine
+        if not tries:
+            return start
+        images = self.images.validation or self.images.calibration
+        whole = Whole(self.library, images, getattr(self.measure, "metric", by_divergence), self._kept(images))
+        self.terminal.note(f"refine: at most {tries} passes of the network over {len(images):,} images")
+        with self.terminal.progress("refine", tries) as advance:
+
+            def measured(choices: Choices) -> float:
+                advance(1)
+                return whole(choices)
+
+            return refine(problem, start, measured, tries)[0]
 
     def uniform(self) -> list[Choices]:
         """Assignments that give every group the same width, where each has it."""

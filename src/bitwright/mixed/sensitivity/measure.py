@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.data.batches import Batches
+from bitwright.data.batches import Batch, Batches
 from bitwright.errors import InputError
 from bitwright.mixed.board import LibraryBoard
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.library import Library
-from bitwright.mixed.problem import Additive, Group
+from bitwright.mixed.problem import Additive, Choices, Group
 from bitwright.mixed.solvers.greedy import Step
 from bitwright.mixed.space import Space
 from bitwright.pipeline import Progress, State
@@ -226,6 +226,43 @@ class OneAtATime:
             yield board.run(inputs, known)[0][0]
 
 
+class Whole:
+    """The loss of whole networks of a library: the mean of a metric over images, each assignment one pass.
+
+    Args:
+        library: what networks are put together of.
+        batches: images.
+        metric: a number for each image.
+        kept: what was measured before.
+    """
+
+    def __init__(self, library: Library, batches: Batches, metric: Metric, kept: Kept) -> None:
+        self.batches, self.metric, self.kept = batches, metric, kept
+        self.board = LibraryBoard(library)
+        self.references: list[Tensor] = []
+
+    def __call__(self, choices: Choices) -> float:
+        """The loss with these choices."""
+        name = f"whole {' '.join(map(str, choices))}"
+        found = self.kept.get(name)
+        if found is None:
+            if not self.references:
+                self.board.turn([None] * len(choices), rest=False)
+                self.references = [self._run(batch) for batch in self.batches]
+            self.board.turn(choices)
+            total = 0.0
+            for batch, reference in zip(self.batches, self.references, strict=True):
+                labels = None if batch.labels is None else torch.from_numpy(np.asarray(batch.labels))
+                total += float(self.metric(self._run(batch), reference, labels).sum())
+            found = total / len(self.batches)
+            self.kept.put(name, found)
+        return float(found)
+
+    def _run(self, batch: Batch) -> Tensor:
+        inputs = {key: torch.from_numpy(array) for key, array in batch.inputs.items()}
+        return self.board.run(inputs)[0][0][: batch.valid].double()
+
+
 def divergence(y: Tensor, reference: Tensor) -> Tensor:
     """`KL = sum_c p_c log(p_c / q_c)`, p = softmax(reference), q = softmax(y), for each image, `[images]`.
 
@@ -242,3 +279,8 @@ def divergence(y: Tensor, reference: Tensor) -> Tensor:
         )
     p, q = reference.log_softmax(1), y.log_softmax(1)
     return (p.exp() * (p - q)).sum(1)
+
+
+def by_divergence(y: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
+    """`divergence` as a metric, for measures that have none of their own; labels are not looked at."""
+    return divergence(y, reference)
