@@ -1,9 +1,10 @@
 """Assignments near one that a solver found, tried in the network itself: losses that do not add up are seen so.
 
-    repeat: of the assignments within all limits that differ from the best so far in one group, or in two of which one
-            goes a choice down and the other one up, take the one not tried that is foretold to lose least;
+    repeat: of the assignments within all limits that are neighbours of one that was tried, or in every second turn of
+            the best so far, take the one not tried that is foretold to lose least;
             measure the loss of the whole network with it; it is the best so far if it loses less
 
+Neighbours differ in one group, or in two of which one goes a choice down and the other one up.
 What is foretold ranks the candidates; what is measured decides.
 
 Source: local search on a surrogate; of mixed widths, Wang et al., HAQ, CVPR 2019, has an agent measure whole networks
@@ -45,11 +46,17 @@ def refine(
         raise InputError("refine", f"is {tries}", "1 try or more")
     best = start.choices
     known = {best: measured(best)}
+    near: dict[Choices, dict[Choices, float]] = {}  # of each that was tried, what its neighbours are foretold to lose
     while len(known) < tries:
-        near = (c for c in neighbours(problem.sizes, best) if c not in known and problem.fits(c))
-        candidate = min(near, key=lambda c: (problem.loss.of(c), c), default=None)
-        if candidate is None:
+        for tried in known.keys() - near.keys():
+            fitting = {c for c in neighbours(problem.sizes, tried) if problem.fits(c)}
+            near[tried] = {c: problem.loss.of(c) for c in fitting}
+        turns = (near, {best: near[best]}) if len(known) % 2 else ({best: near[best]}, near)
+        untried = ({c: of[c] for of in turn.values() for c in of if c not in known} for turn in turns)
+        left = next((found for found in untried if found), None)
+        if left is None:
             break
+        candidate = min(left, key=lambda c: (left[c], c))
         known[candidate] = measured(candidate)
         best = min(best, candidate, key=lambda c: known[c])
     return problem.assignment(best), known[best]
