@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
     "kl": {"method": "kl", **FEW},
+    "kl, 48 tries": {"method": "kl", "refine": 48, **FEW},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},
