@@ -254,6 +254,8 @@ def test_bounds_that_are_missed_name_the_nearest(files: Path, tmp_path: Path) ->
         (("--budget", "size=1/4", "--budget", "size=1/5"), "--budget: bounds size twice; expected one bound a cost"),
         (("--budget", "size=1/4", "--solver", "pareto"), "--solver pareto: makes fronts, and --budget asks for one"),
         (("--solver", "greedy"), "--solver greedy: needs a budget"),
+        (("--refine", -1), "--refine: is -1; expected 0 tries or more"),
+        (("--method", "size", "--refine", 4), "--refine 4: size is an order, and foretells no losses"),
         (("--points", 1), "--points: is 1; expected 2 or more"),
         (("--processes", 0), "--processes: is 0; expected 1 or more"),
         (("--processes", 2, "--ray", "auto"), "--processes: is 2, beside --ray; expected one of both"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,20 @@ def test_a_front_has_no_bounds(bound: dict[str, Any], module: nn.Module, images:
         bw.pareto(module, images, example=torch.zeros(2, 2, 6, 6), **bound)
 
 
-def test_the_room_and_the_function_have_one_name() -> None:
-    from bitwright.mixed.problem import Width
-    from bitwright.verbs.open_search import search
-
-    assert callable(bw.search) and Width(4, 8).weight == 4
-    with pytest.raises(bw.InputError) as caught:
-        bw.search("net.onnx", None)
-    with pytest.raises(bw.InputError, match=str(caught.value)):
-        search("net.onnx", None)
+def test_tries_never_lose_more_than_the_solver_alone(
+    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+) -> None:
+    asked: dict[str, Any] = {
+        "example": torch.zeros(2, 2, 6, 6), "output": front.folder, "weights": (4, 2), "free_ends": True,
+        "verify_images": 0, "budget": "weights=1/11", "method": "kl",
+    }  # fmt: skip
+    plain, tried = bw.search(module, images, **asked), bw.search(module, images, **asked, refine=6)
+    (kept,) = [path for path in (front.folder / "kept").glob("kl-*.jsonl") if "whole" in path.read_text()]
+    whole = [json.loads(line) for line in kept.read_text().splitlines() if "whole" in line]
+    losses = {name.removeprefix("whole "): loss for name, loss in whole}
+    assert 1 < len(losses) <= 6 and tried.met
+    start, best = (" ".join(map(str, found.best.choices)) for found in (plain, tried))
+    assert losses[best] == min(losses.values()) <= losses[start]
 
 
 def test_other_processes_need_paths(module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
