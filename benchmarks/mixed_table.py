@@ -146,7 +146,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     if key["space"] == "apart":
         budgets.append(f"bops={uniform['bops']:.0f}")
     start = time.perf_counter()
-    front = found_front(searching(key, flags, budget=budgets, **aim))
+    front = found_front(searching(key, flags, budget=budgets, **{"refine": 0, **aim}))
     made = sum(point.found["seconds"] for point in front.points)
     return row_of(front.best, key, time.perf_counter() - start - made) | {"met": front.met}
 

@@ -93,8 +93,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(files: Path, output: Path, *more: object, model: str = "net.onnx") -> list[object]:
     """Of a search in these files."""
-    return ["search", files / model, "--data", files / "calib.npz", "--weights", "7,4,2", "--verify-images", 8,
-            "-o", output, "--json", *more]  # fmt: skip
+    return ["search", files / model, "--data", files / "calib.npz", "--weights", "7,4,2", "--method", "sqnr",
+            "--verify-images", 8, "-o", output, "--json", *more]  # fmt: skip
 
 
 def labelled(files: Path, output: Path, *more: object) -> list[object]:
@@ -389,7 +389,7 @@ def test_sensitivity_lists_groups(files: Path, tmp_path: Path, monkeypatch: pyte
     from bitwright.mixed.sensitivity.sqnr import Sqnr
 
     given: list[object] = ["sensitivity", files / "net.onnx", "--data", files / "calib.npz", "--batch", 8,
-                           "--weights", "7,4,2", "--keep", tmp_path / "kept"]  # fmt: skip
+                           "--weights", "7,4,2", "--method", "sqnr", "--keep", tmp_path / "kept"]  # fmt: skip
     ran = command(*given, "--json")
     assert ran.code == 0
     found = ran.json

@@ -64,7 +64,7 @@ class Aim:
         confidence: at which the drop has to hold.
     """
 
-    method: str = "sqnr"
+    method: str = "kl"
     measure: Mapping[str, Any] = field(default_factory=dict)
     solver: str = ""
     solving: Mapping[str, Any] = field(default_factory=dict)
