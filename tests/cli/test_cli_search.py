@@ -93,8 +93,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(files: Path, output: Path, *more: object, model: str = "net.onnx") -> list[object]:
     """Of a search in these files."""
-    return ["search", files / model, "--data", files / "calib.npz", "--weights", "7,4,2", "--verify-images", 8,
-            "-o", output, "--json", *more]  # fmt: skip
+    return ["search", files / model, "--data", files / "calib.npz", "--weights", "7,4,2", "--method", "sqnr",
+            "--verify-images", 8, "-o", output, "--json", *more]  # fmt: skip
 
 
 def labelled(files: Path, output: Path, *more: object) -> list[object]:
@@ -350,12 +350,12 @@ def test_what_was_kept_of_another_network_is_not_used(
     there = list((copied / "kept").iterdir())
     more = ("--eval-data", files / "eval.npz", "--budget", "weights=5000")
     found = command(*arguments(files, copied, *more, model="other.onnx"))
-    assert found.code == 0 and len(made) == 1
+    assert found.code == 0 and len(made) == 2  # what was found, and one width for all
     (note,) = found.json["notes"]
     assert note == f"{len(there)} files in {copied / 'kept'} are of other networks, data or settings: not used"
     assert f"note: {note}" in found.err
     again = command(*labelled(files, copied, *FRONT))
-    assert again.code == 0 and len(made) == 1  # the first network's points are there still
+    assert again.code == 0 and len(made) == 2  # the first network's points are there still
     assert result(again.json["points"]) == result(front[0].json["points"])
 
 
@@ -389,7 +389,7 @@ def test_sensitivity_lists_groups(files: Path, tmp_path: Path, monkeypatch: pyte
     from bitwright.mixed.sensitivity.sqnr import Sqnr
 
     given: list[object] = ["sensitivity", files / "net.onnx", "--data", files / "calib.npz", "--batch", 8,
-                           "--weights", "7,4,2", "--keep", tmp_path / "kept"]  # fmt: skip
+                           "--weights", "7,4,2", "--method", "sqnr", "--keep", tmp_path / "kept"]  # fmt: skip
     ran = command(*given, "--json")
     assert ran.code == 0
     found = ran.json

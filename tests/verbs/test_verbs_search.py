@@ -77,6 +77,20 @@ def test_a_search_within_a_budget_goes_on_in_its_folder(
     assert found.searching.shelf.others() == 0  # what the front kept is used
 
 
+def test_within_a_budget_the_best_is_judged_by_what_was_written(
+    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+) -> None:
+    found = bw.search(
+        module, images, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True,
+        verify_images=4, budget=["weights=1/9"], method="zeroq",
+    )  # fmt: skip
+    assert {point.kind for point in found.points} == {"search", "uniform"}
+    judged = {point.name: point.found["calibration_sqnr_db"] for point in found.points}
+    assert len(judged) == 2 and judged[found.best.name] == max(judged.values())
+    (uniform,) = [point for point in found.points if point.kind == "uniform"]
+    assert set(uniform.widths.values()) == {(2, 8)} and uniform.costs["weights"] <= found.limits["weights"]
+
+
 def test_a_picture_without_accuracy_is_refused(
     front: Front, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -100,11 +114,12 @@ def test_tries_never_lose_more_than_the_solver_alone(
 ) -> None:
     asked: dict[str, Any] = {
         "example": torch.zeros(2, 2, 6, 6), "output": front.folder, "weights": (4, 2), "free_ends": True,
-        "verify_images": 0, "budget": "weights=1/11", "method": "kl",
+        "verify_images": 0, "budget": "weights=1/11", "method": "zeroq",
     }  # fmt: skip
-    plain, tried = bw.search(module, images, **asked), bw.search(module, images, **asked, refine=6)
-    (kept,) = [path for path in (front.folder / "kept").glob("kl-*.jsonl") if "whole" in path.read_text()]
-    whole = [json.loads(line) for line in kept.read_text().splitlines() if "whole" in line]
+    plain, tried = (bw.search(module, images, **asked, refine=tries) for tries in (0, 6))
+    kept = tried.searching.shelf.used
+    lines = [line for path in kept if path.suffix == ".jsonl" for line in path.read_text().splitlines()]
+    whole = [json.loads(line) for line in lines if "whole" in line]
     losses = {name.removeprefix("whole "): loss for name, loss in whole}
     assert 1 < len(losses) <= 6 and tried.met
     start, best = (" ".join(map(str, found.best.choices)) for found in (plain, tried))

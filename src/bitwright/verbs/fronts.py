@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ class Front:
 
     Attributes:
         points: by rising cost.
-        best: within the bounds, the one that loses least; of a search for the least cost within a drop, the cheapest.
-            Where no point is within the bounds, the nearest one.
+        best: within budgets, the one of least noise on the calibration images; of a front, the most accurate; of a
+            search for the least cost within a drop, the cheapest. Where none is within the bounds, the nearest one.
         met: whether `best` is within all bounds, by what was measured of it.
         excess: of `best`: `{bound: by which factor it is exceeded}`, and `drop` in points above the goal.
         over: the cost that points are spread over.
@@ -106,12 +107,14 @@ def found_front(searching: Searching) -> Front:
         points = _cheapest(searching)
     else:
         points = searching.write([("search", one) for one in searching.chosen()])
-    candidates = [point for point in points if point.kind == "search"]
+    candidates = points if searching.limits else [point for point in points if point.kind == "search"]
     best = _best(searching, candidates)
     excess = excess_of(searching, best)
     if aim.uniform:
         problem = searching.problem()
-        points += searching.write([("uniform", problem.assignment(choices)) for choices in searching.uniform()])
+        same = {point.choices for point in points if point.kind == "uniform"}
+        left = [problem.assignment(choices) for choices in searching.uniform() if choices not in same]
+        points += searching.write([("uniform", one) for one in left])
     if others := searching.shelf.others():
         notes.append(f"{others} files in {searching.shelf.folder} are of other networks, data or settings: not used")
     drop = best.drop
@@ -126,11 +129,11 @@ def found_front(searching: Searching) -> Front:
 
 def _within(searching: Searching, notes: list[str]) -> list[Point]:
     """Points below limits: where what is written is above one, the next try aims lower by as much."""
-    limits, tried = dict(searching.limits), list[Point]()
+    limits = dict(searching.limits)
     (assignment,) = searching.chosen()
-    for _ in range(TRIES):
-        (point,) = searching.write([("search", assignment)])
-        tried = [other for other in tried if other.name != point.name] + [point]
+    tried = searching.write(searching.finalists(assignment))
+    point = tried[0]
+    for _ in range(TRIES - 1):
         excess = searching.excess(point, searching.limits)
         if not excess:
             break
@@ -143,7 +146,8 @@ def _within(searching: Searching, notes: list[str]) -> list[Point]:
         if searching.cannot(limits):
             notes.append("no choice of widths is foretold to be that low")
             break
-        assignment = searching.again(limits)
+        (point,) = searching.write([("search", searching.again(limits))])
+        tried = [other for other in tried if other.name != point.name] + [point]
     return tried
 
 
@@ -180,7 +184,10 @@ def _best(searching: Searching, points: Sequence[Point]) -> Point:
     def rank(point: Point) -> tuple[float, ...]:
         excess = excess_of(searching, point)
         cost = point.costs[searching.aim.over]
-        if searching.aim.max_drop is not None and not searching.limits:
+        if searching.limits:
+            judged = point.found["calibration_sqnr_db"]
+            return (len(excess) > 0, sum(excess.values()), -math.inf if judged is None else -judged, cost)
+        if searching.aim.max_drop is not None:
             return (len(excess) > 0, sum(excess.values()), cost)
         drop = point.drop
         lost = drop["drop"] if drop is not None else -(point.found["sqnr_db"] or 0.0)
@@ -220,6 +227,7 @@ def point_json(front: Front, point: Point) -> dict[str, Any]:
         "drop": None if point.drop is None else dict(point.drop),
         "agreement": point.found["agreement"],
         "sqnr_db": point.found["sqnr_db"],
+        "calibration_sqnr_db": point.found["calibration_sqnr_db"],
         "simulated": point.found["simulated"],
         "codes": point.found["codes"],
         "mismatches": point.found["mismatches"],

@@ -30,6 +30,8 @@ from bitwright.verbs.stocking import Placing, Widths
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.trial import check_labels, check_settings
 
+#: Whole networks that a search within a budget tries.
+TRIED = 32
 #: Where a search in Python goes if nothing else is said.
 FOLDER = "bitwright.search"
 
@@ -86,10 +88,10 @@ def pareto(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, se
 
 
 def open_search(
-    model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "sqnr",
+    model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "kl",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
-    solver: str = "", refine: int = 0, weights: Sequence[int] = (), activations: Sequence[int] = (),
+    solver: str = "", refine: int | None = None, weights: Sequence[int] = (), activations: Sequence[int] = (),
     tied: bool = False, free_ends: bool = False,
     val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
@@ -113,7 +115,8 @@ def open_search(
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
-        refine: networks near what a solver found that are tried whole, as many passes; 0 for none.
+        refine: networks near what a solver found that are tried whole, one pass each; if None, `TRIED` where there is
+            a budget and the method has losses, else none.
         weights, activations, tied, free_ends: what moves (`Widths`).
         val_data: `"distilled"` or images that the method measures on; those of `data`, or half of them, if None.
         val_limit: use so many of them at most, balanced over classes; 0 for all.
@@ -138,7 +141,7 @@ def open_search(
             method=method,
             measure=dict(measure or {}),
             solver=solver,
-            refine=refine,
+            refine=tries_of(refine, method, budget),
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
             over=over,
@@ -271,6 +274,19 @@ def _aim(aim: Aim) -> Aim:
     if aim.solver not in ("", "pareto") and not aim.budgets:
         raise InputError(f"--solver {aim.solver}", "needs a budget", "--budget, as size=1/8", "or no --solver")
     return aim
+
+
+def tries_of(refine: int | None, method: str, budget: str | Sequence[str]) -> int:
+    """How many whole networks are tried.
+
+    Example:
+        >>> tries_of(None, "kl", "size=1/8"), tries_of(None, "msq", "size=1/8"), tries_of(None, "kl", ())
+        (32, 0, 0)
+    """
+    if refine is not None:
+        return refine
+    is_order = hasattr(lookup(SENSITIVITIES, method, "method").load(), "trajectory")
+    return TRIED if budget and not is_order else 0
 
 
 def _executor(processes: int, ray: str) -> Executor:

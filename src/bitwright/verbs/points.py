@@ -32,8 +32,8 @@ from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_r
 from bitwright.verbs.terminal import Terminal
 
 MODEL, PLAN, EVALUATION = "model.onnx", "plan.json", "evaluation.json"
-#: Images on which a point is verified.
-VERIFIED = 64
+#: Raised where `evaluation.json` gets other keys: what was written before is made anew.
+FORM = "2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class PointJob:
         )
         measured = repr((self.costs, self.verified))
         network = Path(self.network).read_bytes()
-        texts = (__version__, steps, measured, self.images, self.plan, hashlib.sha256(network).hexdigest())
+        texts = (__version__, FORM, steps, measured, self.images, self.plan, hashlib.sha256(network).hexdigest())
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
@@ -124,6 +124,11 @@ def make_point(job: PointJob) -> dict[str, Any]:
         subject(quantized.state, served), measured, against=reference, runtime=runtime_of(quantized.state),
         labelled=are_classes(measured.labels, network), threads=threads(),
     )  # fmt: skip
+    # What points are chosen by: neither labels nor the images that they are measured on have a part in it.
+    judged = evaluate(
+        subject(quantized.state, served), batches, against=reference, runtime=runtime_of(quantized.state),
+        labelled=False, threads=threads(),
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / MODEL, served)
     write_bytes(folder / PLAN, quantized.plan.dumps().encode())
@@ -132,7 +137,8 @@ def make_point(job: PointJob) -> dict[str, Any]:
         "costs": {name: COSTS[name].load()(**given).of(quantized.state) for name, given in job.costs.items()},
         "drop": None if found.drop is None else asdict(found.drop),
         "agreement": found.agreement,
-        "sqnr_db": None if found.sqnr_db is None or math.isinf(found.sqnr_db) else found.sqnr_db,
+        "sqnr_db": _finite(found.sqnr_db),
+        "calibration_sqnr_db": _finite(judged.sqnr_db),
         "simulated": found.simulated,
         "diverged": quantized.diverged,
         "seconds": time.perf_counter() - start,
@@ -140,6 +146,10 @@ def make_point(job: PointJob) -> dict[str, Any]:
     }
     write_bytes(folder / EVALUATION, json.dumps(row, indent=1).encode())
     return row
+
+
+def _finite(decibels: float | None) -> float | None:
+    return None if decibels is None or math.isinf(decibels) else decibels
 
 
 def _proof(job: PointJob, quantized: Quantized, path: Path, measured: Batches) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class GroupFlags(ShapeFlag, DataFlags):
         "", "images that the method measures on, or distilled; those of --data, or half of them, if not"
     )
     val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
-    method: str = option("sqnr", "how widths are judged: sqnr, kl, zeroq, adaquant, accuracy, hawq, fisher, msq ...")
+    method: str = option("kl", "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq ...")
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")
     weights: str = option("", "widths of weights to choose from, as 8,4,2; the target's own of 2 bits and more if not")
     activations: str = option("", "widths of activations to choose from; they stay as --set has them if not given")
@@ -76,7 +76,10 @@ class Search(GroupFlags):
     points: int = option(8, "points of a front")
     uniform: bool = option(False, "write the networks of one width for all layers, too, to compare with")
     solver: str = option("", "milp, greedy or genetic with budgets, pareto without; the first of these if not given")
-    refine: int = option(0, "tries of whole networks near what the solver found: as many passes over the images")
+    refine: int | None = option(
+        None,
+        "tries of whole networks near what the solver found, one pass each; 32 with --budget, else 0, if not given",
+    )
     recipe: str = option("", "the recipe that points are quantized by; that of --inside if not given")
     eval_data: str = option("", "labelled images to measure points on; --data if not given, which flatters them")
     output: str = option(

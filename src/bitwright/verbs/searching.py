@@ -64,7 +64,7 @@ class Aim:
         confidence: at which the drop has to hold.
     """
 
-    method: str = "sqnr"
+    method: str = "kl"
     measure: Mapping[str, Any] = field(default_factory=dict)
     solver: str = ""
     solving: Mapping[str, Any] = field(default_factory=dict)
@@ -261,6 +261,20 @@ class Searching:
             costs = {key: point.costs[key] for key in self._all_limits({self.aim.over: 0.0})}
             found.append(self._refined(self._problem(self.loss, costs), point))
         return list({point.choices: point for point in found}.values())
+
+    def finalists(self, chosen: Assignment) -> list[tuple[str, Assignment]]:
+        """What is written to choose from, within limits: what was found, and the best network of one width for all.
+
+        What sensitivities foretell is of networks put together of a library; a recipe that looks at several layers
+        may do more for one of them than for another.
+        """
+        limits = self._all_limits(self.limits)
+        problem = self._problem(self.loss or self._any_loss(), limits)
+        fitting = [problem.assignment(choices) for choices in self.uniform() if problem.fits(choices)]
+        bits = {one.choices: self.space.mean_bits(one.choices) for one in fitting}
+        widest = min(fitting, key=lambda one: (one.loss, -bits[one.choices]), default=None)
+        found = [("search", chosen)]
+        return found if widest is None or widest.choices == chosen.choices else [*found, ("uniform", widest)]
 
     def again(self, limits: Mapping[str, float]) -> Assignment:
         """The best within other limits."""
