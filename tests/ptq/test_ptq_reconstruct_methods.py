@@ -110,7 +110,8 @@ def images() -> Tensor:
 @cache
 def calibrated(setting: str = "W=2,A=4") -> State:
     data = {"input": images().numpy()}
-    return bw.quantize(network(), data, example=torch.zeros(2, 2, 8, 8), set=[setting], ends=0).state
+    example = torch.zeros(2, 2, 8, 8)
+    return bw.quantize(network(), data, example=example, recipe="int8", set=[setting], ends=0).state
 
 
 def batches() -> Batches:

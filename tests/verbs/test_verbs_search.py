@@ -116,6 +116,7 @@ def test_tries_never_lose_more_than_the_solver_alone(
         "example": torch.zeros(2, 2, 6, 6), "output": front.folder, "weights": (4, 2), "free_ends": True,
         "verify_images": 0, "budget": "weights=1/11", "method": "zeroq",
     }  # fmt: skip
+    asked["output"] = front.folder / "tries"  # where no search before has tried any
     plain, tried = (bw.search(module, images, **asked, refine=tries) for tries in (0, 6))
     kept = tried.searching.shelf.used
     lines = [line for path in kept if path.suffix == ".jsonl" for line in path.read_text().splitlines()]

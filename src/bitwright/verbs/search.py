@@ -33,7 +33,9 @@ class GroupFlags(ShapeFlag, DataFlags):
         "", "images that the method measures on, or distilled; those of --data, or half of them, if not"
     )
     val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
-    method: str = option("kl", "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq ...")
+    method: str = option(
+        "kl", "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq and more"
+    )
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")
     weights: str = option("", "widths of weights to choose from, as 8,4,2; the target's own of 2 bits and more if not")
     activations: str = option("", "widths of activations to choose from; they stay as --set has them if not given")

@@ -55,7 +55,8 @@ def needs(model: ir.Model, runtime: str = "onnxruntime") -> dict[str, str]:
     opset = model.graph.opset_imports.get("", 0)
     least = [_at_least(OPSETS, opset), _at_least(IR_VERSIONS, model.ir_version)]
     for value in model.graph.initializers.values():
-        width = None if value.dtype is None else NARROW.get(value.dtype)
+        dtype = value.dtype or (None if value.const_value is None else value.const_value.dtype)
+        width = None if dtype is None else NARROW.get(dtype)
         if width is not None:
             least.append((CAST if _is_cast(value) else STORED)[width])
     major, minor = max(least)
