@@ -43,6 +43,8 @@ from bitwright.verbs.trial import check_labels
 TOLD = ("size", "weights", "bops")
 #: How often limits are drawn in because what was written is above what its table foretold.
 TRIES = 4
+#: By how much a network of one width may be foretold to be above a limit, and is written nevertheless.
+SLACK = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,9 +268,10 @@ class Searching:
         """What is written to choose from, within limits: what was found, and the best network of one width for all.
 
         What sensitivities foretell is of networks put together of a library; a recipe that looks at several layers
-        may do more for one of them than for another.
+        may do more for one of them than for another. Tables are not exact everywhere, and what is written is measured:
+        so one that is foretold to be a little above a limit is tried, too.
         """
-        limits = self._all_limits(self.limits)
+        limits = {name: limit * (1 + SLACK) for name, limit in self._all_limits(self.limits).items()}
         problem = self._problem(self.loss or self._any_loss(), limits)
         fitting = [problem.assignment(choices) for choices in self.uniform() if problem.fits(choices)]
         bits = {one.choices: self.space.mean_bits(one.choices) for one in fitting}
