@@ -332,10 +332,20 @@ class Searching:
         return points
 
     def excess(self, point: Point, limits: Mapping[str, float]) -> dict[str, float]:
-        """`{cost: measured over limit}` of the costs of a point that are above their limits."""
-        return {
-            name: point.costs[name] / limit for name, limit in limits.items() if not within(point.costs[name], limit)
-        }
+        """`{cost: measured over limit}` of the costs of a point that are above their limits.
+
+        A latency relative to the float file's is held against the float file of the same rounds: a machine that is
+        slower now is slower for both.
+        """
+        shares = {budget.name: budget.value for budget in self.aim.budgets if budget.relative}
+        found = {}
+        for name, limit in limits.items():
+            value, most = point.costs[name], limit
+            if name == "latency" and name in shares and point.latency is not None:
+                value, most = point.latency["to_float"], shares[name]
+            if not within(value, most):
+                found[name] = value / most
+        return found
 
     def _point(self, kind: str, assignment: Assignment, job: PointJob, row: Mapping[str, Any]) -> Point:
         choices = assignment.choices
