@@ -135,3 +135,20 @@ def test_other_processes_need_paths(module: nn.Module, images: dict[str, np.ndar
     with pytest.raises(bw.InputError, match="data: are objects of this process"):
         bw.search(module, "images.npz", eval_data=images, output=tmp_path, processes=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_distilled_images_serve_a_search(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    asked: dict[str, Any] = {
+        "example": torch.zeros(2, 1, 6, 6), "weights": (4, 2), "free_ends": True, "verify_images": 0, "refine": 2,
+        "budget": "weights=1/9", "method": "zeroq", "output": tmp_path,
+        "steps": {"distill": {"images": 4, "iterations": 5}},
+    }  # fmt: skip
+    found = bw.search(net, "distilled", **asked)
+    (made,) = tmp_path.glob("distilled-*.npz")
+    assert found.met and found.reference is None and np.load(made)["input"].shape == (4, 1, 6, 6)
+    written = made.stat().st_mtime_ns
+    assert bw.search(net, "distilled", **asked).best.name == found.best.name and made.stat().st_mtime_ns == written
+    with pytest.raises(bw.InputError, match="--step distill: is given, and no images are distilled"):
+        bw.search(net, str(made), **asked)
