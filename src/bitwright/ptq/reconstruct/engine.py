@@ -45,6 +45,8 @@ log = logging.getLogger("bitwright")
 BYTES_PER_ELEMENT = 20
 #: Least calibration images: fewer say nothing of a distribution.
 LEAST_IMAGES = 2
+#: Share of a budget that is left to the allocator: blocks that are free and too small for what is wanted next.
+ALLOCATOR = 1 / 8
 
 
 def reconstruct(state: State, batches: Batches | None, method: Method, images_done: Progress | None = None) -> State:
@@ -110,7 +112,7 @@ class _Walk:
                 f"at least {least / 2**30:.2f}GiB, which the process and {self.chunk} images of the largest unit take",
                 "give more",
             )  # fmt: skip
-        return limit - least
+        return max(0, limit - least - int(limit * ALLOCATOR))
 
     def run(self, images_done: Progress | None) -> State:
         """All units in order; those after the last with anything to learn are not passed."""
