@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from record import ROOT, Record, parser
+from record import ROOT, Record, parser, write_page
 from torch import Tensor
 
 from bitwright.data.batches import Batches
@@ -226,9 +226,9 @@ def main() -> None:
     record = Record(flags.output or ROOT / "docs/results/exhaustive.jsonl")
     for name in flags.network if not flags.page else ():
         measure(name, flags, record)
-    page = ROOT / "docs/results/exhaustive.md"
-    head = page.read_text().split(MARK)[0] if page.exists() else "# Mixed precision beside the optimum, measured\n\n"
-    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    write_page(
+        ROOT / "docs/results/exhaustive.md", MARK, "Mixed precision beside the optimum, measured", tables(record.rows)
+    )
     record.show(COLUMNS)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from exhaustive import BITS, TRIES, WIDTHS, batches_of, check, digits, directly, divergences, opened, widths
-from record import ROOT, Record, parser
+from record import ROOT, Record, parser, write_page
 from torch import Tensor, nn
 
 from bitwright.data.batches import Batches
@@ -311,9 +311,7 @@ def main() -> None:
     record = Record(flags.output or ROOT / "docs/results/haq_trial.jsonl")
     for seed in flags.seed if not flags.page else ():
         measure(seed, flags, record)
-    page = ROOT / "docs/results/haq_trial.md"
-    head = page.read_text().split(MARK)[0] if page.exists() else "# HAQ's agent beside milp, measured\n\n"
-    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    write_page(ROOT / "docs/results/haq_trial.md", MARK, "HAQ's agent beside milp, measured", tables(record.rows))
     record.show(COLUMNS)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from record import ROOT, Record, parser
+from record import ROOT, Record, parser, write_page
 
 from bitwright.cost.budget import spelled
 from bitwright.verbs.fronts import found_front
@@ -190,9 +190,7 @@ def main() -> None:
                 beside = next(row for row in record.rows if same.items() <= row.items())
                 record.add(mixed(key, beside, flags))
             print({name: record.rows[-1][name] for name in COLUMNS}, flush=True)
-    page = ROOT / "docs/results/mixed.md"
-    head = page.read_text().split(MARK)[0] if page.exists() else "# Mixed precision, measured\n\n"
-    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    write_page(ROOT / "docs/results/mixed.md", MARK, "Mixed precision, measured", tables(record.rows))
     record.show(COLUMNS)
 
 

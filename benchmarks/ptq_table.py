@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from record import ROOT, Record, parser
+from record import ROOT, Record, parser, write_page
 
 NETWORKS = {
     "resnet20": ("resnet20_cifar10.onnx", "cifar10"),
@@ -169,9 +169,7 @@ def main() -> None:
             raise SystemExit(f"{key}:\n{done.stderr[-2000:]}")
         record.add(key | json.loads(done.stdout.splitlines()[-1]))
         print(record.rows[-1], flush=True)
-    page = ROOT / "docs/results/ptq.md"
-    head = page.read_text().split(MARK)[0] if page.exists() else "# Post-training quantization, measured\n\n"
-    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    write_page(ROOT / "docs/results/ptq.md", MARK, "Post-training quantization, measured", tables(record.rows))
     record.show(COLUMNS)
 
 

@@ -46,6 +46,12 @@ class Record:
         Console(width=160).print(table)
 
 
+def write_page(page: Path, mark: str, title: str, lines: Iterable[str]) -> None:
+    """Write lines below the mark of a page; what stands above it, by hand, stays."""
+    head = page.read_text().split(mark)[0] if page.exists() else f"# {title}\n\n"
+    page.write_text(head + mark + "\n" + "\n".join(lines))
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import ROOT, Record, parser
+from record import ROOT, Record, parser, write_page
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -157,9 +157,7 @@ def main() -> None:
         for method in missing:
             record.add({"network": network, "method": method} | work(method, library, half, other))
             print(record.rows[-1], flush=True)
-    page = ROOT / "docs/results/search_growth.md"
-    head = page.read_text().split(MARK)[0] if page.exists() else "# Work of a search by depth, counted\n\n"
-    page.write_text(head + MARK + "\n" + "\n".join(tables(record.rows)))
+    write_page(ROOT / "docs/results/search_growth.md", MARK, "Work of a search by depth, counted", tables(record.rows))
     record.show(COLUMNS)
 
 

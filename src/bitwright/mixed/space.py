@@ -137,7 +137,8 @@ def space_of(
         raise InputError("search", "no region has a quantized weight that may move", "a network with such layers")
     held = _held(load, fixed, fixed_sites)
     varies = tied or bool(activations)
-    parts = _joined(_parts(moving, held) if varies else [[product] for product in moving], ties, load)
+    tied_by = _ties(ties, load)
+    parts = _parts(moving, {p.name: tied_by[p.name] | (set(p.roots) - held if varies else set()) for p in moving})
     groups, products, roots = [], {}, {}
     for part in parts:
         own = tuple(dict.fromkeys(r for p in part for r in p.roots if r not in held)) if varies else ()
@@ -168,38 +169,30 @@ def _choices(weights: Sequence[int], activations: Sequence[int], tied: bool, rea
     return tuple(sorted(both, key=lambda width: -((width.weight or 0) * (width.activation or 0))))
 
 
-def _parts(moving: Sequence[Product], held: set[str]) -> list[list[Product]]:
-    """Products that share a moving root, in the order of their first."""
-    parts: list[tuple[set[str], list[Product]]] = []
+def _parts(moving: Sequence[Product], joints: Mapping[str, set[str | int]]) -> list[list[Product]]:
+    """Products that share a joint, in the order of their first: a moving root, or a tie."""
+    parts: list[tuple[set[str | int], list[Product]]] = []
     for product in moving:
-        own = set(product.roots) - held
+        own = set(joints[product.name])
         joined = [part for part in parts if part[0] & own]
         for part in joined:
             parts.remove(part)
             own |= part[0]
         parts.append((own, [*(p for part in joined for p in part[1]), product]))
     order = {product.name: i for i, product in enumerate(moving)}
-    return sorted((part for _, part in parts), key=lambda part: min(order[p.name] for p in part))
+    found = [sorted(part, key=lambda product: order[product.name]) for _, part in parts]
+    return sorted(found, key=lambda part: order[part[0].name])
 
 
-def _joined(
-    parts: Sequence[list[Product]], ties: Sequence[Sequence[str]], load: Workload
-) -> list[list[Product]]:  # fmt: skip
-    """The parts, those of tied regions as one, in the order of their first."""
-    names = [product.name for product in load.products]
-    for name in (name for tie in ties for name in tie):
-        if name not in names:
-            raise InputError("ties", f"there is no region {name!r} with a product", fix=did_you_mean(name, names))
-    found = [list(part) for part in parts]
-    for tie in ties:
-        together = [part for part in found if any(product.name in tie for product in part)]
-        if together:
-            found = [part for part in found if part not in together]
-            found.append([product for part in together for product in part])
-    order = {name: i for i, name in enumerate(names)}
-    return sorted(
-        (sorted(part, key=lambda product: order[product.name]) for part in found), key=lambda part: order[part[0].name]
-    )
+def _ties(ties: Sequence[Sequence[str]], load: Workload) -> dict[str, set[str | int]]:
+    """`{region: numbers of the ties that name it}`."""
+    found: dict[str, set[str | int]] = {product.name: set() for product in load.products}
+    for i, tie in enumerate(ties):
+        for name in tie:
+            if name not in found:
+                raise InputError("ties", f"there is no region {name!r} with a product", fix=did_you_mean(name, found))
+            found[name].add(i)
+    return found
 
 
 def _told(widths: Sequence[int]) -> str:

@@ -212,7 +212,7 @@ def unit(name: str) -> str:
     return found
 
 
-def point_json(front: Front, point: Point) -> dict[str, Any]:
+def point_json(point: Point, *, on_front: bool, best: bool) -> dict[str, Any]:
     """A point as `--json` prints it."""
     return {
         "name": point.name,
@@ -233,6 +233,6 @@ def point_json(front: Front, point: Point) -> dict[str, Any]:
         "mismatches": point.found["mismatches"],
         "proven": point.found["proven"],
         "seconds": point.found["seconds"],
-        "on_front": point in front_of(front.points, front.over),
-        "best": point is front.best,
+        "on_front": on_front,
+        "best": best,
     }

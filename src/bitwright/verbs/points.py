@@ -124,11 +124,13 @@ def make_point(job: PointJob) -> dict[str, Any]:
         subject(quantized.state, served), measured, against=reference, runtime=runtime_of(quantized.state),
         labelled=are_classes(measured.labels, network), threads=threads(),
     )  # fmt: skip
-    # What points are chosen by: neither labels nor the images that they are measured on have a part in it.
-    judged = evaluate(
-        subject(quantized.state, served), batches, against=reference, runtime=runtime_of(quantized.state),
-        labelled=False, threads=threads(),
-    )  # fmt: skip
+    # What points are chosen by: neither labels nor other images that they are measured on have a part in it.
+    judged = found
+    if job.eval_data is not job.data or job.eval_limit != job.limit:
+        judged = evaluate(
+            subject(quantized.state, served), batches, against=reference, runtime=runtime_of(quantized.state),
+            labelled=False, threads=threads(),
+        )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / MODEL, served)
     write_bytes(folder / PLAN, quantized.plan.dumps().encode())

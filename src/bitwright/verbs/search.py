@@ -10,7 +10,7 @@ from typing import Any
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.recipes.recipe import parse_settings
-from bitwright.verbs.fronts import Front, found_front, point_json
+from bitwright.verbs.fronts import Front, found_front, front_of, point_json
 from bitwright.verbs.open_search import open_search
 from bitwright.verbs.quantize import DataFlags, ShapeFlag, peak_memory_mb, preprocess_flags
 from bitwright.verbs.search_text import told
@@ -114,7 +114,7 @@ class Search(GroupFlags):
 
 def front_json(front: Front, measured_on: str) -> dict[str, Any]:
     """The object that `--json` prints."""
-    searching = front.searching
+    searching, on_front = front.searching, front_of(front.points, front.over)
     return {
         "met": front.met,
         "best": front.best.name,
@@ -124,7 +124,7 @@ def front_json(front: Front, measured_on: str) -> dict[str, Any]:
         "confidence": searching.aim.confidence,
         "over": front.over,
         "method": searching.aim.method,
-        "points": [point_json(front, point) for point in front.points],
+        "points": [point_json(point, on_front=point in on_front, best=point is front.best) for point in front.points],
         "float": {"accuracy": front.reference, "costs": dict(front.float_costs)},
         "groups": [
             {"name": group.name, "parameters": group.parameters, "choices": [str(c) for c in group.choices]}

@@ -249,14 +249,13 @@ class Searching:
 
     def chosen(self) -> list[Assignment]:
         """The points to write: one within budgets, or a front."""
-        if self.orders:
-            walked = self.steps(self.limits)
-            return [walked[-1]] if self.limits else spread(walked, self.aim.over, self.aim.points)
-        self.loss = self.losses()
-        problem = self._problem(self.loss, self._all_limits(self.limits))
+        if not self.orders:
+            self.loss = self.losses()
         if self.limits:
-            solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-            return [self._refined(problem, solver(problem).best)]
+            return [self.again(self.limits)]
+        if self.loss is None:
+            return spread(self.steps({}), self.aim.over, self.aim.points)
+        problem = self._problem(self.loss, {})
         solver = _made(SOLVERS, self.aim.solver or "pareto", self._front(), "solver")
         found = []
         for point in solver(problem).points:
@@ -280,7 +279,7 @@ class Searching:
         return found if widest is None or widest.choices == chosen.choices else [*found, ("uniform", widest)]
 
     def again(self, limits: Mapping[str, float]) -> Assignment:
-        """The best within other limits."""
+        """The best within limits, by what is measured already or, of an order, by its walk."""
         if self.orders:
             return self.steps(limits)[-1]
         solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")

@@ -16,6 +16,7 @@ from bitwright.data.batches import Batch
 from bitwright.errors import InputError, UnsupportedError, first_line
 from bitwright.mixed.library import Library, weight_site
 from bitwright.mixed.problem import Group
+from bitwright.mixed.sensitivity.measure import check_finite
 from bitwright.plan.spec import Derived, QSpec
 from bitwright.ptq.diagnosis.switches import calibrated, without_stored
 from bitwright.ptq.programs import simulated_program
@@ -90,8 +91,7 @@ class Differentiable:
                 "network", f"gives outputs of shape {list(y.shape)}, {y.dtype}", "scores of classes, [batch, classes]",
                 "use sqnr",
             )  # fmt: skip
-        if not torch.isfinite(y).all():
-            raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
+        check_finite(y)
         if not y.requires_grad:
             raise InputError("network", "no weight has a gradient", "outputs that depend on the weights", "use sqnr")
         return y

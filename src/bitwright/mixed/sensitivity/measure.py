@@ -197,8 +197,7 @@ class OneAtATime:
         board.turn([None] * len(groups), rest=False)
         outputs, values = board.run(inputs)
         reference = outputs[0][:valid].double()
-        if not torch.isfinite(reference).all():
-            raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
+        check_finite(reference)
         rest: int | None = 0 if widest else None
         if widest:
             board.turn([0] * len(groups))
@@ -261,6 +260,16 @@ class Whole:
     def _run(self, batch: Batch) -> Tensor:
         inputs = {key: torch.from_numpy(array) for key, array in batch.inputs.items()}
         return self.board.run(inputs)[0][0][: batch.valid].double()
+
+
+def check_finite(y: Tensor) -> None:
+    """Refuse outputs that are no numbers.
+
+    Raises:
+        InputError: NaN or infinity.
+    """
+    if not torch.isfinite(y).all():
+        raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
 
 
 def divergence(y: Tensor, reference: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ from bitwright.mixed.sensitivity.imprinting import (
     similarities,
     templates,
 )
+from bitwright.mixed.sensitivity.measure import check_finite
 from bitwright.mixed.sensitivity.points import of_groups, points, tied
 from bitwright.mixed.solvers.greedy import Step, lowered
 from bitwright.mixed.space import Space
@@ -278,8 +279,7 @@ class Classifiers:
                 "network", f"gives outputs of shape {list(logits.shape)}", "scores of classes, [batch, classes]",
                 "use sqnr",
             )  # fmt: skip
-        if not torch.isfinite(logits).all():
-            raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
+        check_finite(logits)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self._classes:
             raise InputError(
                 batches.source.name, f"has labels from {int(labels.min())} to {int(labels.max())}",
