@@ -14,8 +14,8 @@ from bitwright.deploy.evaluate import Drop
 from bitwright.ptq.calibrate import Calibrate
 from bitwright.recipes.ladder import LADDER, Rung
 from bitwright.recipes.recipe import recipe_names
-from bitwright.verbs import auto, trial
-from bitwright.verbs.auto import passes
+from bitwright.verbs import auto, pace, trial
+from bitwright.verbs.pace import passes
 
 CHEAP = tuple(r for r in LADDER if r.recipe in ("int8", "int8-mse") or r.name in ("raise-1/8", "raise-1/2"))
 TIMES = ("seconds", "attempted_seconds", "peak_memory_mb")
@@ -120,7 +120,7 @@ def test_time_is_a_budget(cli: Any, float_file: Path, data: list[Any], monkeypat
     dear = Rung(name="dear", recipe="int8-percentile", help="dear")
     monkeypatch.setattr(auto, "LADDER", (*CHEAP[:1], dear))
     monkeypatch.setattr(
-        auto, "passes", lambda steps, images: 1e9 if "percentile" in repr(steps[-1]).split(",")[0] else 0.0
+        pace, "passes", lambda steps, images: 1e9 if "percentile" in repr(steps[-1]).split(",")[0] else 0.0
     )
     found = cli("auto", float_file, *data, "--set", "W=1,A=2", "--max-drop", 1, "--minutes", 1, "--json").json
     assert [a["name"] for a in found["attempts"]] == ["int8"]

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import bitwright as bw
+from bitwright.verbs import pace
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,28 @@ def test_the_network_itself_is_not_overwritten(cli: Any, float_file: Path, range
     before = model.read_bytes()
     ran = cli("debug", model, *ranges, "-o", model)
     assert ran.code == 2 and "is the float network itself" in ran.err and model.read_bytes() == before
+
+
+def test_remedies_that_do_not_fit_into_the_time_are_not_begun(
+    cli: Any, float_file: Path, ranges: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pace.passes
+    monkeypatch.setattr(
+        pace, "passes", lambda steps, images: 1e9 if "AdaRound" in repr(steps) else real(steps, images)
+    )  # fmt: skip
+    arguments = [*ranges, "--limit", 16, "--top", 2, "--set", "W=3", "--minutes", 5]
+    ran = cli("debug", float_file, *arguments, "--json")
+    skipped = {row["remedy"]: row["reason"] for row in ran.json["remedies"] if row["skipped"]}
+    assert list(skipped) == ["adaround"] and "are left of --minutes" in skipped["adaround"]
+    assert any(row["after"] is not None for row in ran.json["remedies"])
+    assert "adaround: skipped: would take about" in ran.err and ran.json["served_after"]["sqnr_db"] > 0
+    refused = cli("debug", float_file, *ranges, "--minutes", -1)
+    assert refused.code == 2 and "--minutes: is -1; expected minutes, or 0 for any time" in refused.err
+
+
+def test_sites_at_the_targets_widest_are_not_raised(cli: Any, float_file: Path, ranges: list[Any]) -> None:
+    arguments = [*ranges, "--limit", 16, "--top", 20, "--target", "onnxruntime-x64-avx2", "--json"]
+    found = cli("debug", float_file, *arguments).json
+    assert {site["bits"] for site in found["sites"]} == {7, 8}
+    assert "raise" not in [row["remedy"] for row in found["remedies"]]
+    assert {finding["cause"] for finding in found["findings"]}.isdisjoint({"end", "sensitive", "coarse-weights"})

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitwright.ranges.estimator import row_extremes
 
-_CHUNK = 1 << 22  # values that are turned into bin numbers at a time: 32 MB of int64
+_CHUNK = 1 << 18  # values that are turned into bin numbers at a time: 1 MB, which stays in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +148,22 @@ def _merge(counts: Tensor, origin: int, doublings: Tensor) -> Tensor:
 
 def _outwards(t: Tensor) -> Tensor:
     """Round away from zero: the number of the magnitude bin, from 1, with the sign of the value."""
-    return torch.where(t > 0, t.ceil(), t.floor())
+    return t.abs().ceil_().copysign_(t)
 
 
 def _count(rows: Tensor, width: Tensor, origin: int, columns: int) -> Tensor:
     """Counts `[rows, columns]` of the values, a few million at a time."""
     height, length = rows.shape
     counts = torch.zeros(height * columns, dtype=torch.int64, device=rows.device)
+    index = torch.int32 if counts.numel() < 2**31 else torch.int64
     step_rows = max(1, min(height, _CHUNK // length))
     step = min(length, _CHUNK)
     for r in range(0, height, step_rows):
-        row = torch.arange(r, min(r + step_rows, height), device=rows.device)
+        row = torch.arange(r, min(r + step_rows, height), dtype=index, device=rows.device)
         base = (row * columns + origin)[:, None]
         for c in range(0, length, step):
             part = rows[r : r + step_rows, c : c + step]
-            column = _outwards(part / width[r : r + step_rows]).to(torch.int64) + base
+            column = _outwards(part / width[r : r + step_rows]).to(index).add_(base)
             counts += torch.bincount(column.flatten(), minlength=counts.numel())
     return counts.view(height, columns)
 

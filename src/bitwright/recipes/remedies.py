@@ -33,8 +33,8 @@ class Remedy:
     raises: bool = False
 
 
-#: Of learned rounding: a tenth of what papers take, which is enough to see whether it helps.
-LEARNED_ITERATIONS = 1000
+#: Of learned rounding: a hundredth of what papers take, which is enough to see whether it helps.
+LEARNED_ITERATIONS = 200
 
 #: In the order in which they are tried: ranges, the network itself, rounding, and only then more bits.
 REMEDIES: dict[str, Remedy] = {

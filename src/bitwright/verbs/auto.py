@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,26 +23,22 @@ from bitwright.data.batches import Batches
 from bitwright.deploy.evaluate import paired_drop
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
-from bitwright.execute.observe import float_session, run_session
-from bitwright.pipeline import Step
 from bitwright.ptq.diagnosis.scan import scan
 from bitwright.ptq.reconstruct.method import bytes_of
 from bitwright.recipes.ladder import LADDER, Rung
 from bitwright.recipes.recipe import Recipe, load_recipe, parse_settings, steps_having
-from bitwright.targets import TARGETS
 from bitwright.verbs.attempts import Attempt, Folder, run_of
 from bitwright.verbs.auto_text import told
+from bitwright.verbs.pace import Pace, bench_steps, check_minutes
 from bitwright.verbs.preparing import check_output, data_for, float_network, model_files
 from bitwright.verbs.quantize import DataFlags, ShapeFlag, peak_memory_mb, preprocess_flags
-from bitwright.verbs.quantized import model_bytes, placing_of, steps_of
+from bitwright.verbs.quantized import model_bytes, placing_of
 from bitwright.verbs.terminal import Terminal
-from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, run_trial
+from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, raisable, run_trial
 from bitwright.verbs.verb import Outcome, argument, option
 
-#: Images that the scan before raising bits sees, and seconds that an attempt takes beside its passes over images.
-SCANNED, OVERHEAD = 256, 1.0
-#: Passes of the float network that take as long as: one over an image by a step; forward and backward of learning.
-STEP_PASSES, LEARN_PASSES = 3, 9
+#: Images that the scan before raising bits sees.
+SCANNED = 256
 NEXT = (
     "no rung of the ladder is within the goal: the next step is quantization-aware training, which trains the network "
     "with its quantizers in place; or allow more bits with --set, or a larger --max-drop"
@@ -82,8 +78,11 @@ class Auto(ShapeFlag, DataFlags):
         self._check_numbers()
         bench = self._bench(output, terminal)
         with self._folder(bench, terminal) as folder:
-            climb = _Climb(bench=bench, folder=folder, goal=self.max_drop / 100, confidence=self.confidence)
-            climb.budget(self.minutes, float_seconds(bench))
+            climb = _Climb(
+                bench=bench, folder=folder, goal=self.max_drop / 100, confidence=self.confidence,
+                pace=Pace(bench, self.minutes),
+            )  # fmt: skip
+            climb.check_budget(self.minutes)
             for rung in LADDER:
                 if climb.attempt(rung):
                     break
@@ -105,7 +104,7 @@ class Auto(ShapeFlag, DataFlags):
             "minutes": self.minutes or None,
             "memory": self.memory or None,
             "seconds": time.perf_counter() - start,
-            "attempted_seconds": climb.seconds,
+            "attempted_seconds": climb.pace.spent,
             "peak_memory_mb": peak_memory_mb(),
             "next": None if climb.met(best) else MORE_TIME if climb.out_of_time else NEXT,
         }
@@ -118,8 +117,7 @@ class Auto(ShapeFlag, DataFlags):
             raise InputError("--max-drop", f"is {self.max_drop:g}", "percentage points, above 0 and up to 100")
         if not 0 <= self.confidence < 1:
             raise InputError("--confidence", f"is {self.confidence:g}", "a fraction from 0 to below 1, as 0.95")
-        if not 0 <= self.minutes < float("inf"):
-            raise InputError("--minutes", f"is {self.minutes:g}", "minutes, or 0 for any time")
+        check_minutes(self.minutes)
 
     def _bench(self, output: Path, terminal: Terminal) -> Bench:
         """Everything that the user gave, checked before anything runs."""
@@ -210,34 +208,6 @@ def check_enough(images: int, goal: float, confidence: float, where: str) -> Non
     )  # fmt: skip
 
 
-def float_seconds(bench: Bench) -> float:
-    """Seconds that the float network takes for one image."""
-    session = float_session(bench.network)
-    batch = next(iter(bench.calibration))
-    feeds = {entry.name: batch.inputs[entry.name] for entry in session.get_inputs()}
-    run_session(session, None, feeds)
-    start = time.perf_counter()
-    run_session(session, None, feeds)
-    return (time.perf_counter() - start) / batch.valid
-
-
-def passes(steps: Sequence[Step], images: int) -> float:
-    """Images through the float network that take about as long as the steps, of `images` calibration images.
-
-    Example:
-        >>> from bitwright.ptq.calibrate import Calibrate
-        >>> passes([Calibrate()], 100)
-        300.0
-    """
-    total = 0.0
-    for step in steps:
-        most = getattr(step, "images", 0) or images
-        total += STEP_PASSES * min(images, most)
-        learned = getattr(step, "iterations", 0) + getattr(step, "step_iterations", 0)
-        total += LEARN_PASSES * learned * getattr(step, "batch", 1)
-    return total
-
-
 @dataclass(kw_only=True, eq=False)
 class _Climb:
     """The attempts of one run, and what they may still cost."""
@@ -246,27 +216,23 @@ class _Climb:
     folder: Folder
     goal: float
     confidence: float
+    pace: Pace
 
     def __post_init__(self) -> None:
         self.attempts: list[Attempt] = []
         self.skipped: dict[str, str] = {}
-        self.seconds = self.estimated = 0.0
-        self.limit, self.pace = float("inf"), 0.0
         self.recipes: dict[str, Recipe] = {}
         self.out_of_time = False
         self.last: tuple[str, Trial] | None = None
 
-    def budget(self, minutes: float, pace: float) -> None:
-        """Set the time for all attempts; `pace` is seconds an image by the float network.
+    def check_budget(self, minutes: float) -> None:
+        """Refuse a time into which not even the first attempt fits.
 
         Raises:
-            InputError: not even the first attempt fits.
+            InputError: with the least that works.
         """
-        self.pace = pace
-        self.limit = 60 * minutes if minutes else float("inf")
-        first = load_recipe(LADDER[0].recipe)
-        least = self._estimate(self._steps(first, ()))
-        if least > self.limit:
+        least = self.pace.expected(bench_steps(self.bench, load_recipe(LADDER[0].recipe)))
+        if least > self.pace.limit:
             raise InputError(
                 "--minutes", f"is {minutes:g}", f"at least {np.ceil(10 * least / 60) / 10:g}, for the first attempt",
                 "or fewer images, with --limit",
@@ -279,29 +245,29 @@ class _Climb:
         recipe = load_recipe(rung.recipe) if rung.recipe else None
         if recipe is None:
             assert base is not None
-            scanning = self.pace * SCAN_PASSES * SCANNED * len(self.bench.network.graph)
-            if self.folder.kept_order(base.name) is None and self.seconds + scanning > self.limit:
-                return self._out_of_time(rung, scanning)
+            scanning = self.pace.image * SCAN_PASSES * SCANNED * len(self.bench.network.graph)
+            too_long = self.pace.refusal(scanning)
+            if self.folder.kept_order(base.name) is None and too_long is not None:
+                return self._out_of_time(rung, too_long)
             recipe, sites = self.recipes[base.name], self._sites(base)
             if not sites:
                 return self._skip(rung, "no site has fewer than 8 bits")
             chosen = dict(sites[: max(1, round(rung.raises * len(sites)))])
-            more = eight_bits(chosen, TARGETS[self.bench.target].load().widest_weight)
-        steps = self._steps(recipe, more)
+            more = eight_bits(chosen, self.bench.target)
+        steps = bench_steps(self.bench, recipe, more)
         texts = tuple(map(repr, steps))
         same = next((a for a in self.attempts if a.steps == texts), None)
         if same is not None:
             return self._skip(rung, f"has the same steps as {same.name}")
         found = self.folder.kept(rung.name, texts, (*self.bench.set, *more))
         if found is None:
-            expected = self._estimate(steps)
-            if self.seconds + expected > self.limit:
-                return self._out_of_time(rung, expected)
+            too_long = self.pace.refusal(self.pace.expected(steps))
+            if too_long is not None:
+                return self._out_of_time(rung, too_long)
             found = self._run(rung, recipe, texts, more)
         self.recipes[rung.name] = recipe
         self.attempts.append(found)
-        self.seconds += found.seconds
-        self.estimated += self._estimate(steps, paced=False)
+        self.pace.add(steps, found.seconds)
         self.bench.terminal.note(_line(found, self.confidence))
         return self.met(found)
 
@@ -315,29 +281,13 @@ class _Climb:
         """Whether an attempt is within the goal."""
         return attempt is not None and attempt.drop is not None and attempt.drop.upper(self.confidence) <= self.goal
 
-    def _out_of_time(self, rung: Rung, expected: float) -> bool:
+    def _out_of_time(self, rung: Rung, reason: str) -> bool:
         self.out_of_time = True
-        left = max(0.0, self.limit - self.seconds)
-        return self._skip(rung, f"would take about {expected:.0f} s, {left:.0f} s are left of --minutes")
+        return self._skip(rung, reason)
 
     def _skip(self, rung: Rung, reason: str) -> bool:
         self.skipped[rung.name] = reason
         return False
-
-    def _steps(self, recipe: Recipe, more: tuple[str, ...]) -> list[Step]:
-        bench = self.bench
-        names = {name for name, _ in recipe.steps}
-        settings = {key: value for key, value in bench.settings.items() if key in names}
-        return steps_of(
-            bench.network, bench.calibration, recipe, settings, Terminal(), target=bench.target,
-            set=(*bench.set, *more), ends=bench.ends, plan=bench.plan or None,
-        )  # fmt: skip
-
-    def _estimate(self, steps: Sequence[Step], paced: bool = True) -> float:
-        """Seconds that an attempt will take, by the pace of the attempts so far."""
-        images = passes(steps, len(self.bench.calibration)) + 2 * len(self.bench.measured)
-        rate = self.seconds / self.estimated if paced and self.estimated else 1.0
-        return rate * (OVERHEAD + self.pace * images)
 
     def _run(self, rung: Rung, recipe: Recipe, steps: tuple[str, ...], more: tuple[str, ...]) -> Attempt:
         start = time.perf_counter()
@@ -377,11 +327,9 @@ class _Climb:
         images = self.bench.calibration.limited(SCANNED, self.bench.terminal.seed)
         with self.bench.terminal.progress("scan", len(images)) as advance:
             rows = scan(state, images, labelled=False, images_done=advance).sites
-        widest = TARGETS[self.bench.target].load().widest_weight
-        low = [r for r in rows if r.bits < (widest if r.kind == "weight" else 8)]
-        found = [(row.site, row.kind) for row in sorted(low, key=lambda row: -row.repaired)]
+        found = list(raisable(sorted(rows, key=lambda row: -row.repaired), self.bench.target).items())
         self.folder.keep_order(base.name, found)
-        self.seconds += time.perf_counter() - start
+        self.pace.spend(time.perf_counter() - start)
         return found
 
 

@@ -21,13 +21,13 @@ from bitwright.ptq.diagnosis.layers import Layer, look
 from bitwright.ptq.diagnosis.scan import Measured, Scan, scan
 from bitwright.recipes.recipe import load_recipe, parse_settings
 from bitwright.recipes.remedies import REMEDIES, Remedy, remedied
-from bitwright.targets import TARGETS
-from bitwright.verbs.debug_text import told
+from bitwright.verbs.debug_text import line, told
+from bitwright.verbs.pace import Pace, bench_steps, check_minutes
 from bitwright.verbs.preparing import check_output, data_for, float_network, model_files
 from bitwright.verbs.quantize import DataFlags, ShapeFlag, preprocess_flags
 from bitwright.verbs.quantized import are_classes, model_bytes, placing_of
 from bitwright.verbs.terminal import Terminal
-from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, run_trial
+from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, raisable, run_trial
 from bitwright.verbs.verb import Outcome, argument, option
 
 #: A remedy is kept when it lowers the noise by at least so many dB.
@@ -58,12 +58,15 @@ class Debug(ShapeFlag, DataFlags):
     top: int = option(8, "sites to look at closely, those that hurt most")
     limit: int = option(256, "images to measure on at most, balanced over classes; 0 for all")
     images: int = option(1024, "images of --data to use at most, balanced over classes; 0 for all")
+    minutes: float = option(0.0, "time for all remedies; one that does not fit is not begun; 0 for any")
 
     def run(self, terminal: Terminal) -> Outcome:
         """Scan, look, find causes, apply remedies; write the best network where that is asked for."""
         start = time.perf_counter()
         bench = self._bench(terminal)
+        pace = Pace(bench, self.minutes)
         base = run_trial(bench, load_recipe(self.recipe))
+        pace.add(bench_steps(bench, base.recipe), base.seconds)
         state = base.quantized.state
         with terminal.progress("scan", len(bench.measured)) as advance:
             scanned = scan(state, bench.measured, labelled=bench.labelled, images_done=advance)
@@ -73,7 +76,7 @@ class Debug(ShapeFlag, DataFlags):
         found = findings(scanned, layers, {row.site: row.bits for row in scanned.sites}, _ends(state))
         changed = any(name in CHANGING for name, _ in base.recipe.steps)
         sound = scanned.sound and (changed or not scanned.moved)
-        best, tried = _remedied(bench, base, found, scanned) if sound else (base, [])
+        best, tried = _remedied(bench, base, found, scanned, pace) if sound else (base, [])
         if self.output:
             write_bytes(Path(self.output), best.served)
         json = {
@@ -108,6 +111,7 @@ class Debug(ShapeFlag, DataFlags):
         for flag, value, least in (("--top", self.top, 1), ("--limit", self.limit, 0), ("--images", self.images, 0)):
             if value < least:
                 raise InputError(flag, f"is {value}", f"a whole number from {least} on")
+        check_minutes(self.minutes)
         recipe, settings = load_recipe(self.recipe), parse_settings(self.step)
         tries = [remedied(recipe, remedy) for remedy in REMEDIES.values()]
         check_settings(settings, [recipe, *(other for other in tries if other is not None)])
@@ -154,36 +158,43 @@ def _ends(state: State) -> list[str]:
 
 
 def _remedied(
-    bench: Bench, base: Trial, found: Sequence[Finding], scanned: Scan
+    bench: Bench, base: Trial, found: Sequence[Finding], scanned: Scan, pace: Pace
 ) -> tuple[Trial, list[dict[str, Any]]]:
     """Apply the remedies that findings ask for, in the table's order; each stays when it helps.
 
     A remedy helps when it lowers the noise by LEAST_GAIN_DB, and accuracy falls by no more than two standard errors.
     """
     asked = remedies(found)
-    kinds = {row.site: row.kind for row in scanned.sites if row.bits < 8}
+    kinds = raisable(scanned.sites, base.quantized.plan.target)
     hurting = [f.site for f in found if "raise" in CAUSES[f.cause].remedies and f.site in kinds]
     best, tried = base, []
     for name, remedy in REMEDIES.items():
         if name not in asked:
             continue
         sites = list(dict.fromkeys(hurting)) if remedy.raises else []
-        recipe = best.recipe if remedy.raises and sites else remedied(best.recipe, remedy)
+        recipe = best.recipe if sites else remedied(best.recipe, remedy)
         if recipe is None or _is_decided(remedy, bench):
             continue
-        widest = TARGETS[base.quantized.plan.target].load().widest_weight
-        more = eight_bits({site: kinds[site] for site in sites}, widest)
+        more = eight_bits({site: kinds[site] for site in sites}, base.quantized.plan.target)
         start = time.perf_counter()
+        after, reason, skipped = None, None, False
         try:
-            after, reason = run_trial(bench, recipe, more), None
+            steps = bench_steps(bench, recipe, more)
+            reason = pace.refusal(pace.expected(steps))
+            skipped = reason is not None
+            if not skipped:
+                after = run_trial(bench, recipe, more)
+                pace.add(steps, time.perf_counter() - start)
         except InputError as error:  # what this network or target cannot do; the other remedies still can
-            after, reason = None, str(error)
+            reason = str(error)
         kept = after is not None and _helps(best.found, after.found)
         tried.append({
             "remedy": name, "help": remedy.help, "causes": _causes(name, found), "sites": sites,
             "before": served_json(best.found), "after": None if after is None else served_json(after.found),
             "seconds": time.perf_counter() - start, "kept": kept, "reason": reason,
+            "skipped": skipped,
         })  # fmt: skip
+        bench.terminal.note(line(tried[-1]))
         if kept and after is not None:
             best = after
     return best, tried

@@ -120,10 +120,22 @@ def _remedies(json: Mapping[str, Any]) -> RenderableType:
         rows.append((
             row["remedy"], _accuracy(row["before"]), _accuracy(after), decibels(row["before"]["sqnr_db"]),
             decibels(after["sqnr_db"]) if after else "", f"{row['seconds']:.1f}",
-            f"failed: {row['reason']}" if after is None else "kept" if row["kept"] else "dropped",
+            _fate(row),
         ))  # fmt: skip
     heads = ("remedy", ">accuracy", ">then", ">SQNR dB", ">then", ">seconds", "")
     return columns(heads, rows)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A remedy in one line, for when it has been tried."""
+    ratios = " -> ".join(decibels(found["sqnr_db"]) for found in (row["before"], row["after"]) if found)
+    return f"{row['remedy']}: {_fate(row)}, {ratios} dB, {row['seconds']:.1f} s"
+
+
+def _fate(row: Mapping[str, Any]) -> str:
+    if row["reason"] is not None:
+        return f"{'skipped' if row['skipped'] else 'failed'}: {row['reason']}"
+    return "kept" if row["kept"] else "dropped"
 
 
 def _result(json: Mapping[str, Any]) -> RenderableType:

@@ -15,7 +15,9 @@ from bitwright.deploy.evaluate import Evaluation, evaluate
 from bitwright.deploy.simulate import runtime_of, subject
 from bitwright.errors import InputError
 from bitwright.lookup import did_you_mean
+from bitwright.ptq.diagnosis.scan import SiteScan
 from bitwright.recipes.recipe import Recipe
+from bitwright.targets import TARGETS
 from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_recipe
 from bitwright.verbs.terminal import Terminal
 
@@ -126,18 +128,27 @@ def check_labels(batches: Batches, network: ir.Model, where: str) -> None:
         )
 
 
-def eight_bits(sites: Mapping[str, str], widest_weight: int) -> tuple[str, ...]:
+def raisable(rows: Sequence[SiteScan], target: str) -> dict[str, str]:
+    """`{site: weight or activation}` of the scanned sites that a target can give more bits, in their order."""
+    most = _widest(target)
+    return {row.site: row.kind for row in rows if row.bits < most[row.kind]}
+
+
+def eight_bits(sites: Mapping[str, str], target: str) -> tuple[str, ...]:
     """Overrides that raise sites to 8 bits, or to the widest that the target has.
 
     Args:
         sites: `{site: weight or activation}`.
-        widest_weight: bits of the target's widest weights.
+        target: its name.
 
     Example:
-        >>> eight_bits({"fc.weight": "weight", "/relu[0]": "activation"}, 7)
+        >>> eight_bits({"fc.weight": "weight", "/relu[0]": "activation"}, "onnxruntime-x64-avx2")
         ('fc.weight:W=7', '/relu[[]0]:A=8')
     """
-    return tuple(
-        f"{glob.escape(site)}:{f'W={min(8, widest_weight)}' if kind == 'weight' else 'A=8'}"
-        for site, kind in sites.items()
-    )
+    most = _widest(target)
+    letters = {"weight": "W", "activation": "A"}
+    return tuple(f"{glob.escape(site)}:{letters[kind]}={most[kind]}" for site, kind in sites.items())
+
+
+def _widest(target: str) -> dict[str, int]:
+    return {"weight": min(8, TARGETS[target].load().widest_weight), "activation": 8}

@@ -22,8 +22,8 @@ SATURATED = 0.05
 #: Share of the codes that hold the middle 99.9 % of the values. How many codes are ever used tells less: images of few
 #: grey levels use few, all over their range.
 UNUSED = 0.5
-#: Width from which on finer rounding or ranges change little.
-FINE_BITS = 8
+#: Width from which on finer rounding or ranges change little; the widest weights of some targets have 7 bits.
+FINE_BITS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def _of_weights(layer: Layer, widths: Mapping[str, int]) -> list[tuple[str, str]
         causes.append(("dead-channels", f"{look.dead} of {look.channels}"))
     if look.bias > BIASED:
         causes.append(("biased-error", f"{100 * look.bias:.0f} % of the error's power is a shift"))
-    if bits < FINE_BITS - 1:
+    if bits < FINE_BITS:
         causes.append(("coarse-weights", f"{bits} bits"))
     return causes
 
@@ -118,7 +118,7 @@ def _of_values(layer: Layer, widths: Mapping[str, int]) -> list[tuple[str, str]]
         causes.append(("saturated", f"{100 * look.clipped:.1f} % of the values"))
     if look.core < UNUSED:
         causes.append(("activation-tail", f"99.9 % of the values in {100 * look.core:.0f} % of the codes"))
-    if bits < FINE_BITS - 1:
+    if bits < FINE_BITS:
         causes.append(("coarse-activations", f"{bits} bits"))
     return causes
 
