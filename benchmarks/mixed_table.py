@@ -50,8 +50,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
     "kl": {"method": "kl", **FEW},
-    # What the command does if not told otherwise: the better one of this and of one width, on the calibration images.
     "kl, 32 tries, judged": {"method": "kl", "refine": 32, **FEW},
+    # What the command does if not told otherwise: of these and of one width the best file, on the calibration images.
+    "kl, 32 tries, and adaquant, judged": {"method": "kl", "refine": 32, "also": "adaquant", **FEW},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},
@@ -137,7 +138,7 @@ def one_width(key: dict[str, Any], flags: Any) -> dict[str, Any]:
     wanted = (key["bits"], None if key["space"] == "weights" else key["bits"])
     first = search.space.groups[0].choices
     choices = next(c for c in search.uniform() if (first[c[0]].weight, first[c[0]].activation) == wanted)
-    (point,) = search.write([("uniform", search.problem().assignment(choices))])
+    (point,) = search.write("uniform", [search.problem().assignment(choices)])
     return row_of(point, key, 0.0)
 
 
@@ -147,7 +148,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     if key["space"] == "apart":
         budgets.append(f"bops={uniform['bops']:.0f}")
     start, began = time.perf_counter(), time.time()
-    front = found_front(searching(key, flags, budget=budgets, **{"refine": 0, **aim}))
+    front = found_front(searching(key, flags, budget=budgets, **{"refine": 0, "also": "none", **aim}))
     fresh = [point for point in front.points if (point.folder / "evaluation.json").stat().st_mtime >= began]
     made = sum(point.found["seconds"] for point in fresh)  # what a run before made took no time in this one
     searched = next(point for point in reversed(by_time(front)) if point.kind == "search")

@@ -348,7 +348,7 @@ def test_what_was_kept_of_another_network_is_not_used(
     files: Path, front: tuple[Ran, Path], copied: Path, made: list[str]
 ) -> None:
     there = list((copied / "kept").iterdir())
-    more = ("--eval-data", files / "eval.npz", "--budget", "weights=5000")
+    more = ("--eval-data", files / "eval.npz", "--budget", "weights=5000", "--also", "none")
     found = command(*arguments(files, copied, *more, model="other.onnx"))
     assert found.code == 0 and len(made) == 2  # what was found, and one width for all
     (note,) = found.json["notes"]

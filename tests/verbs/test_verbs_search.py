@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,45 @@ def test_within_a_budget_the_best_is_judged_by_what_was_written(
     )  # fmt: skip
     assert {point.kind for point in found.points} == {"search", "uniform"}
     judged = {point.name: point.found["calibration_sqnr_db"] for point in found.points}
-    assert len(judged) == 2 and judged[found.best.name] == max(judged.values())
+    assert len(judged) >= 2 and judged[found.best.name] == max(judged.values())
     (uniform,) = [point for point in found.points if point.kind == "uniform"]
     assert set(uniform.widths.values()) == {(2, 8)} and uniform.costs["weights"] <= found.limits["weights"]
+
+
+def test_other_methods_have_points_of_their_own_within_a_budget(
+    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+) -> None:
+    asked = dict(
+        example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True, verify_images=4,
+        budget="weights=1/9", refine=0,
+    )  # fmt: skip
+    alone = bw.search(module, images, method="size", also="none", **asked)
+    assert {point.method for point in alone.points} <= {"size", ""}
+    both = bw.search(module, images, method="size", also="kl,zeroq,kl", **asked)
+    assert both.searching.aim.also == ("kl", "zeroq") and list(both.searching.measures) == ["size", "kl", "zeroq"]
+    assert {point.choices for point in alone.points} <= {point.choices for point in both.points}
+    for method in ("kl", "zeroq"):  # what each would have found by itself is there
+        own = bw.search(module, images, method=method, also="none", **asked)
+        (point,) = [point for point in own.points if point.method == method]
+        assert point.choices in {point.choices for point in both.points}
+    judged = [point.found["calibration_sqnr_db"] for point in both.points]
+    assert both.best.found["calibration_sqnr_db"] == max(judged)
+    assert bw.search(module, images, method="kl", **asked).searching.aim.also == ("adaquant",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"also": "kl"}, "--also kl: needs a budget"),
+        ({"also": "msq", "budget": "size=1/8"}, "--also msq: is an order"),
+        ({"also": "zeroqq", "budget": "size=1/8"}, "method 'zeroqq': there is no method of this name; did you mean 'zeroq'"),
+    ],
+)
+def test_what_cannot_be_asked_of_other_methods(
+    asked: dict[str, Any], told: str, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(bw.InputError, match=re.escape(told)):
+        bw.search(module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, method="zeroq", **asked)
 
 
 def test_a_picture_without_accuracy_is_refused(

@@ -15,7 +15,7 @@ from bitwright.deploy.evaluate import Drop
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
-from bitwright.mixed.problem import Assignment
+from bitwright.mixed.problem import Assignment, Choices
 from bitwright.mixed.solvers.pareto import not_dominated
 from bitwright.verbs.searching import TRIES, Point, Searching
 
@@ -106,7 +106,7 @@ def found_front(searching: Searching) -> Front:
     elif aim.max_drop is not None:
         points = _cheapest(searching)
     else:
-        points = searching.write([("search", one) for one in searching.chosen()])
+        points = searching.write("search", searching.chosen(), aim.method)
     candidates = points if searching.limits else [point for point in points if point.kind == "search"]
     best = _best(searching, candidates)
     excess = excess_of(searching, best)
@@ -114,7 +114,7 @@ def found_front(searching: Searching) -> Front:
         problem = searching.problem()
         same = {point.choices for point in points if point.kind == "uniform"}
         left = [problem.assignment(choices) for choices in searching.uniform() if choices not in same]
-        points += searching.write([("uniform", one) for one in left])
+        points += searching.write("uniform", left)
     if others := searching.shelf.others():
         notes.append(f"{others} files in {searching.shelf.folder} are of other networks, data or settings: not used")
     drop = best.drop
@@ -128,11 +128,19 @@ def found_front(searching: Searching) -> Front:
 
 
 def _within(searching: Searching, notes: list[str]) -> list[Point]:
-    """Points below limits: where what is written is above one, the next try aims lower by as much."""
+    """Points within limits: by every method its own, and the best one of one width."""
+    found = [_aimed(searching, method, notes) for method in searching.measures]
+    found += searching.write("uniform", searching.one_width())
+    points: dict[Choices, Point] = {}
+    for point in found:
+        points.setdefault(point.choices, point)
+    return list(points.values())
+
+
+def _aimed(searching: Searching, method: str, notes: list[str]) -> Point:
+    """The point of a method: where what is written is above a limit, the next try aims lower by as much."""
     limits = dict(searching.limits)
-    (assignment,) = searching.chosen()
-    tried = searching.write(searching.finalists(assignment))
-    point = tried[0]
+    (point,) = searching.write("search", [searching.within(limits, method)], method)
     for _ in range(TRIES - 1):
         excess = searching.excess(point, searching.limits)
         if not excess:
@@ -146,9 +154,8 @@ def _within(searching: Searching, notes: list[str]) -> list[Point]:
         if searching.cannot(limits):
             notes.append("no choice of widths is foretold to be that low")
             break
-        (point,) = searching.write([("search", searching.again(limits))])
-        tried = [other for other in tried if other.name != point.name] + [point]
-    return tried
+        (point,) = searching.write("search", [searching.within(limits, method)], method)
+    return point
 
 
 def _cheapest(searching: Searching) -> list[Point]:
@@ -158,7 +165,7 @@ def _cheapest(searching: Searching) -> list[Point]:
     low, high = 0, len(ladder) - 1
     while low <= high:
         middle = (low + high) // 2
-        (written[middle],) = searching.write([("search", ladder[middle])])
+        (written[middle],) = searching.write("search", [ladder[middle]], searching.aim.method)
         if excess_of(searching, written[middle]):
             low = middle + 1
         else:
@@ -217,6 +224,7 @@ def point_json(point: Point, *, on_front: bool, best: bool) -> dict[str, Any]:
     return {
         "name": point.name,
         "kind": point.kind,
+        "method": point.method,
         "file": str(point.folder / "model.onnx"),
         "widths": {region: list(widths) for region, widths in point.widths.items()},
         "mean_bits": point.mean_bits,

@@ -22,16 +22,19 @@ from bitwright.mixed.jobs.processes import Processes
 from bitwright.mixed.sensitivity import SENSITIVITIES
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.recipes.recipe import checked_settings, load_recipe, parse_settings
+from bitwright.verbs.aim import Aim, parse_budgets
 from bitwright.verbs.fronts import Front, found_front
 from bitwright.verbs.preparing import data_for, digest_of, float_network
 from bitwright.verbs.quantized import DISTILLED, distilled, model_bytes, placing_of
-from bitwright.verbs.searching import Aim, Images, Searching, parse_budgets
+from bitwright.verbs.searching import Images, Searching
 from bitwright.verbs.stocking import Placing, Widths
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.trial import check_labels, check_settings
 
 #: Whole networks that a search within a budget tries.
 TRIED = 32
+#: A cheap method whose network is written beside that of another one; and what asks for none.
+ALSO, NONE = "adaquant", "none"
 #: Where a search in Python goes if nothing else is said.
 FOLDER = "bitwright.search"
 
@@ -91,8 +94,8 @@ def open_search(
     model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "kl",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
-    solver: str = "", refine: int | None = None, weights: Sequence[int] = (), activations: Sequence[int] = (),
-    tied: bool = False, free_ends: bool = False,
+    solver: str = "", also: str = "", refine: int | None = None, weights: Sequence[int] = (),
+    activations: Sequence[int] = (), tied: bool = False, free_ends: bool = False,
     val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
     ends: int | None = None, verify_images: int = 64, processes: int = 1, ray: str = "", example: Any = None,
@@ -115,6 +118,8 @@ def open_search(
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
+        also: other methods with losses, with commas between, whose best networks within a budget are written, too; of
+            all that is written the best is taken. "adaquant" where there is a budget, if empty; "none" for none.
         refine: networks near what a solver found that are tried whole, one pass each; if None, `TRIED` where there is
             a budget and the method has losses, else none.
         weights, activations, tied, free_ends: what moves (`Widths`).
@@ -141,6 +146,7 @@ def open_search(
             method=method,
             measure=dict(measure or {}),
             solver=solver,
+            also=_also(also, method, budget),
             refine=tries_of(refine, method, budget),
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
@@ -274,6 +280,24 @@ def _aim(aim: Aim) -> Aim:
     if aim.solver not in ("", "pareto") and not aim.budgets:
         raise InputError(f"--solver {aim.solver}", "needs a budget", "--budget, as size=1/8", "or no --solver")
     return aim
+
+
+def _also(text: str, method: str, budget: str | Sequence[str]) -> tuple[str, ...]:
+    """The other methods of a search within a budget.
+
+    Raises:
+        InputError: no budget, an order, or no such method.
+    """
+    if not text:
+        is_order = hasattr(lookup(SENSITIVITIES, method, "method").load(), "trajectory")
+        return (ALSO,) if budget and not is_order and method != ALSO else ()
+    names = tuple(name for name in dict.fromkeys(text.split(",")) if name not in (NONE, method))
+    if names and not budget:
+        raise InputError(f"--also {text}", "needs a budget", "--budget, as size=1/8", "or no --also")
+    for name in names:
+        if hasattr(lookup(SENSITIVITIES, name, "method").load(), "trajectory"):
+            raise InputError(f"--also {name}", "is an order, and has a walk of its own", "a method with losses")
+    return names
 
 
 def tries_of(refine: int | None, method: str, budget: str | Sequence[str]) -> int:

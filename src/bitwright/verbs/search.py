@@ -78,6 +78,11 @@ class Search(GroupFlags):
     points: int = option(8, "points of a front")
     uniform: bool = option(False, "write the networks of one width for all layers, too, to compare with")
     solver: str = option("", "milp, greedy or genetic with budgets, pareto without; the first of these if not given")
+    also: str = option(
+        "",
+        "other methods whose networks within --budget are written, too, to take the best; adaquant if not given, "
+        "none for none",
+    )
     refine: int | None = option(
         None,
         "tries of whole networks near what the solver found, one pass each; 32 with --budget, else 0, if not given",
@@ -95,8 +100,8 @@ class Search(GroupFlags):
         """Search, write, draw."""
         own = {
             name: getattr(self, name)
-            for name in ("budget", "max_drop", "confidence", "over", "points", "uniform", "solver", "refine", "recipe",
-                         "eval_data", "verify_images", "processes", "ray")
+            for name in ("budget", "max_drop", "confidence", "over", "points", "uniform", "solver", "also", "refine",
+                         "recipe", "eval_data", "verify_images", "processes", "ray")
         }  # fmt: skip
         output = self.output or f"{Path(self.model.replace(':', '.')).stem}.search"
         front = found_front(open_search(**self.given(), **own, costs=self.cost, terminal=terminal, output=output))

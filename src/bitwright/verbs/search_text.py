@@ -17,7 +17,7 @@ def told(json: Mapping[str, Any]) -> RenderableType:
     costs = [name for name in json["float"]["costs"] if all(name in row["costs"] for row in json["points"])]
     heads = (
         "point",
-        "kind",
+        "by",
         ">mean bits",
         ">accuracy",
         ">drop",
@@ -47,7 +47,8 @@ def _row(json: Mapping[str, Any], row: Mapping[str, Any], costs: list[str]) -> t
     proof = "" if row["proven"] else "NOT PROVEN" if row["proven"] is False else "not verified"
     marks = [mark for mark, holds in (("best", row["best"]), ("on the front", row["on_front"])) if holds]
     return (
-        row["name"], row["kind"], f"{row['mean_bits']:.2f}", "" if drop is None else percent(drop["accuracy"]),
+        row["name"], row["method"] or row["kind"], f"{row['mean_bits']:.2f}",
+        "" if drop is None else percent(drop["accuracy"]),
         "" if drop is None else points(drop["drop"]), interval,
         *(spelled(row["costs"][name], unit(name)) for name in costs), ", ".join([*marks, *([proof] if proof else [])]),
     )  # fmt: skip

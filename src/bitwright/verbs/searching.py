@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from bitwright.cost import COSTS
-from bitwright.cost.budget import Budget, parse_budget
 from bitwright.cost.table import Table
 from bitwright.data.batches import Batches
 from bitwright.deploy.writer import write_bytes
@@ -32,6 +31,7 @@ from bitwright.mixed.sensitivity.measure import Whole, by_divergence
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.mixed.solvers.greedy import Step
 from bitwright.recipes.recipe import checked_settings
+from bitwright.verbs.aim import Aim
 from bitwright.verbs.points import PointJob, kept_point, make_point
 from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.quantized import model_bytes
@@ -39,50 +39,10 @@ from bitwright.verbs.stocking import Placing, Shelf, Widths, base_network, libra
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.trial import check_labels
 
-#: Costs that are told of every point, beside those that are bounded.
-TOLD = ("size", "weights", "bops")
 #: How often limits are drawn in because what was written is above what its table foretold.
 TRIES = 4
 #: By how much a network of one width may be foretold to be above a limit, and is written nevertheless.
 SLACK = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aim:
-    """What a search is to find.
-
-    Attributes:
-        method: row of `SENSITIVITIES`.
-        measure: its settings.
-        solver: row of `SOLVERS`; "" for `milp` with budgets, `pareto` without.
-        solving: its settings.
-        refine: networks near what a solver found that are tried whole; 0 for none.
-        budgets: bounds on costs.
-        costing: `{cost: its settings}`.
-        over: cost by which a front is spread, where there is no budget.
-        points: of a front.
-        uniform: write the networks of one width for all groups, too.
-        max_drop: share of right answers that may be lost, None for any.
-        confidence: at which the drop has to hold.
-    """
-
-    method: str = "kl"
-    measure: Mapping[str, Any] = field(default_factory=dict)
-    solver: str = ""
-    solving: Mapping[str, Any] = field(default_factory=dict)
-    refine: int = 0
-    budgets: tuple[Budget, ...] = ()
-    costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    over: str = "size"
-    points: int = 8
-    uniform: bool = False
-    max_drop: float | None = None
-    confidence: float = 0.95
-
-    @property
-    def costs(self) -> tuple[str, ...]:
-        """All costs that a search has tables of."""
-        return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), self.over)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +70,7 @@ class Point:
     Attributes:
         name: of its folder.
         kind: `search`, or `uniform`.
+        method: by which it was found; "" for uniform widths.
         choices: of the space's groups.
         widths: `{region: (bits of its weight, bits of what it reads)}`, of the regions that move.
         mean_bits: of the weights that move.
@@ -122,6 +83,7 @@ class Point:
 
     name: str
     kind: str
+    method: str
     choices: Choices
     widths: Mapping[str, tuple[int, int]]
     mean_bits: float
@@ -182,6 +144,9 @@ class Searching:
         self.measure = _made(SENSITIVITIES, self.aim.method, self.aim.measure, "method")
         # An order that needs labelled images has a walk of its own; what it costs is said before it begins.
         self.orders = hasattr(self.measure, "trajectory")
+        self.measures = {self.aim.method: self.measure} | {
+            name: _made(SENSITIVITIES, name, {}, "--also") for name in self.aim.also
+        }  # fmt: skip
         self.base, self.space = base_network(
             self.network, images.calibration, self.placing, self.widths, terminal,
             self.measure.ties if self.orders else None,
@@ -190,6 +155,7 @@ class Searching:
             self.folder / "kept", origin_of(self.network, images.calibration, self.placing, terminal.seed)
         )
         self.loss: Additive | None = None
+        self._losses: dict[str, Additive] = {}
         self._check_labels()
         self.library = library_of(
             self.network, images.calibration, self.placing, self.base, self.space, self.shelf, terminal
@@ -220,12 +186,14 @@ class Searching:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self.network_path, content)
 
-    def losses(self) -> Additive:
-        """The loss of every choice of every group, by a sensitivity that has one."""
-        images = self.images.validation or self.images.calibration
-        with self._announced(images) as advance:
-            found: Additive = self.measure(self.library, images, self._kept(images), advance)
-        return found
+    def losses(self, method: str = "") -> Additive:
+        """The loss of every choice of every group, by a sensitivity that has one; that of the aim if not said."""
+        name = method or self.aim.method
+        if name not in self._losses:
+            images = self.images.validation or self.images.calibration
+            with self._announced(name, images) as advance:
+                self._losses[name] = self.measures[name](self.library, images, self._kept(name, images), advance)
+        return self._losses[name]
 
     def scores(self) -> list[tuple[float]]:
         """By an order, the score of every group in the network at its widest: the least goes down first."""
@@ -242,17 +210,21 @@ class Searching:
     def _walk(self, costs: Mapping[str, Additive], limits: Mapping[str, float]) -> Iterator[Step]:
         calibration = self.images.calibration
         validation = self.images.validation or calibration  # the same only for orders that look at none
-        with self._announced(calibration, validation) as advance:
+        with self._announced(self.aim.method, calibration, validation) as advance:
             yield from self.measure.trajectory(
-                self.library, calibration, validation, costs, limits, self._kept(calibration, validation), advance
+                self.library,
+                calibration,
+                validation,
+                costs,
+                limits,
+                self._kept(self.aim.method, calibration, validation),
+                advance,
             )
 
     def chosen(self) -> list[Assignment]:
-        """The points to write: one within budgets, or a front."""
+        """The points of a front."""
         if not self.orders:
             self.loss = self.losses()
-        if self.limits:
-            return [self.again(self.limits)]
         if self.loss is None:
             return spread(self.steps({}), self.aim.over, self.aim.points)
         problem = self._problem(self.loss, {})
@@ -263,8 +235,8 @@ class Searching:
             found.append(self._refined(self._problem(self.loss, costs), point))
         return list({point.choices: point for point in found}.values())
 
-    def finalists(self, chosen: Assignment) -> list[tuple[str, Assignment]]:
-        """What is written to choose from, within limits: what was found, and the best network of one width for all.
+    def one_width(self) -> list[Assignment]:
+        """Within limits, the network of one width for all groups that is foretold to lose least, if there is one.
 
         What sensitivities foretell is of networks put together of a library; a recipe that looks at several layers
         may do more for one of them than for another. Tables are not exact everywhere, and what is written is measured:
@@ -274,17 +246,20 @@ class Searching:
         problem = self._problem(self.loss or self._any_loss(), limits)
         fitting = [problem.assignment(choices) for choices in self.uniform() if problem.fits(choices)]
         bits = {one.choices: self.space.mean_bits(one.choices) for one in fitting}
-        widest = min(fitting, key=lambda one: (one.loss, -bits[one.choices]), default=None)
-        found = [("search", chosen)]
-        return found if widest is None or widest.choices == chosen.choices else [*found, ("uniform", widest)]
+        return sorted(fitting, key=lambda one: (one.loss, -bits[one.choices]))[:1]
 
-    def again(self, limits: Mapping[str, float]) -> Assignment:
-        """The best within limits, by what is measured already or, of an order, by its walk."""
-        if self.orders:
+    def within(self, limits: Mapping[str, float], method: str = "") -> Assignment:
+        """The best within limits by a sensitivity; of an order, the end of its walk."""
+        name = method or self.aim.method
+        if hasattr(self.measures[name], "trajectory"):
             return self.steps(limits)[-1]
+        loss = self.losses(name)
+        if name == self.aim.method:
+            self.loss = loss
         solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-        problem = self._problem(self.loss or self._any_loss(), self._all_limits(limits))
-        return self._refined(problem, solver(problem).best)
+        problem = self._problem(loss, self._all_limits(limits))
+        best: Assignment = solver(problem).best
+        return self._refined(problem, best) if name == self.aim.method else best
 
     def _refined(self, problem: Problem, start: Assignment) -> Assignment:
         """The best of what was tried near an assignment."""
@@ -292,7 +267,9 @@ class Searching:
         if not tries:
             return start
         images = self.images.validation or self.images.calibration
-        whole = Whole(self.library, images, getattr(self.measure, "metric", by_divergence), self._kept(images))
+        whole = Whole(
+            self.library, images, getattr(self.measure, "metric", by_divergence), self._kept(self.aim.method, images)
+        )
         self.terminal.note(f"refine: at most {tries} passes of the network over {len(images):,} images")
         with self.terminal.progress("refine", tries) as advance:
 
@@ -316,18 +293,18 @@ class Searching:
                 found.append(tuple(whole))
         return found
 
-    def write(self, assignments: Sequence[tuple[str, Assignment]]) -> list[Point]:
+    def write(self, kind: str, assignments: Sequence[Assignment], method: str = "") -> list[Point]:
         """Make points, those that are there already left as they are, in the order given."""
-        jobs = [self._job(assignment.choices) for _, assignment in assignments]
+        jobs = [self._job(assignment.choices) for assignment in assignments]
         found = [kept_point(job) for job in jobs]
         missing = {job.folder: job for job, kept in zip(jobs, found, strict=True) if kept is None}
         with self.terminal.progress("points", len(missing)) as advance:
             self.executor.run(make_point, list(missing.values()), done=lambda i, row: advance(1))
         points = []
-        for (kind, assignment), job in zip(assignments, jobs, strict=True):
+        for assignment, job in zip(assignments, jobs, strict=True):
             row = kept_point(job)
             assert row is not None, "every point was made"
-            points.append(self._point(kind, assignment, job, row))
+            points.append(self._point(kind, method, assignment, job, row))
         return points
 
     def excess(self, point: Point, limits: Mapping[str, float]) -> dict[str, float]:
@@ -346,7 +323,9 @@ class Searching:
                 found[name] = value / most
         return found
 
-    def _point(self, kind: str, assignment: Assignment, job: PointJob, row: Mapping[str, Any]) -> Point:
+    def _point(
+        self, kind: str, method: str, assignment: Assignment, job: PointJob, row: Mapping[str, Any]
+    ) -> Point:  # fmt: skip
         choices = assignment.choices
         widths = self.space.widths(choices)
         predicted = {
@@ -363,7 +342,7 @@ class Searching:
             }  # fmt: skip
         loss = None if self.loss is None else self.loss.of(choices)
         return Point(
-            name=Path(job.folder).name, kind=kind, choices=choices, widths=widths,
+            name=Path(job.folder).name, kind=kind, method=method, choices=choices, widths=widths,
             mean_bits=self.space.mean_bits(choices), loss=loss, predicted=predicted, found=row, latency=latency,
             folder=Path(job.folder),
         )  # fmt: skip
@@ -410,26 +389,26 @@ class Searching:
     def _reference(self, name: str) -> float:
         return self.tables[name][0].reference
 
-    def _kept(self, *images: Batches) -> Kept:
+    def _kept(self, method: str, *images: Batches) -> Kept:
         made_from = json.dumps([
-            repr(self.measure), [digest_of(batches) for batches in images], repr(self.space.groups),
+            repr(self.measures[method]), [digest_of(batches) for batches in images], repr(self.space.groups),
             self.base.plan.dumps() if self.base.plan else "",
         ])  # fmt: skip
-        return Kept(self.shelf.path(self.aim.method, made_from, ".jsonl"))
+        return Kept(self.shelf.path(method, made_from, ".jsonl"))
 
-    def _announced(self, *images: Batches) -> Any:
+    def _announced(self, method: str, *images: Batches) -> Any:
         """A progress bar, after what it takes was said."""
         count = sum(map(len, images))
-        passes = self.measure.passes(self.space)
-        self.terminal.note(f"{self.aim.method}: at most {passes:,.0f} passes of the network over {count:,} images")
-        return self.terminal.progress(self.aim.method, count)
+        passes = self.measures[method].passes(self.space)
+        self.terminal.note(f"{method}: at most {passes:,.0f} passes of the network over {count:,} images")
+        return self.terminal.progress(method, count)
 
     def _check_labels(self) -> None:
         images = self.images
         for batches in (
             {images.calibration, images.validation} if self.orders else {images.validation or images.calibration}
         ):
-            if batches is not None and self.measure.needs_labels:
+            if batches is not None and any(measure.needs_labels for measure in self.measures.values()):
                 check_labels(batches, self.network, batches.source.name)
 
 
@@ -445,20 +424,6 @@ def spread(walked: Sequence[Assignment], cost: str, points: int) -> list[Assignm
     wanted = [first + (last - first) * i / max(1, points - 1) for i in range(points)]
     near = [min(walked, key=lambda step: abs(step.costs[cost] - value)) for value in wanted]
     return list({step.choices: step for step in near}.values())
-
-
-def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:
-    """Budgets, each of another cost.
-
-    Raises:
-        InputError: one that cannot be read, or two of one cost.
-    """
-    found = tuple(map(parse_budget, texts))
-    names = [budget.name for budget in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError("--budget", f"bounds {name} twice", "one bound a cost")
-    return found
 
 
 def _made(table: Mapping[str, Any], name: str, settings: Mapping[str, Any], what: str) -> Any:

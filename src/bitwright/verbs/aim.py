@@ -1,0 +1,67 @@
+"""What a search is to find: by which sensitivities and solver, within which bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitwright.cost.budget import Budget, parse_budget
+from bitwright.errors import InputError
+
+#: Costs that are told of every point, beside those that are bounded.
+TOLD = ("size", "weights", "bops")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aim:
+    """What a search is to find.
+
+    Attributes:
+        method: row of `SENSITIVITIES`.
+        measure: its settings.
+        solver: row of `SOLVERS`; "" for `milp` with budgets, `pareto` without.
+        solving: its settings.
+        also: rows of `SENSITIVITIES` whose own best networks within budgets are written, too, to take the best file.
+        refine: networks near what a solver found that are tried whole; 0 for none.
+        budgets: bounds on costs.
+        costing: `{cost: its settings}`.
+        over: cost by which a front is spread, where there is no budget.
+        points: of a front.
+        uniform: write the networks of one width for all groups, too.
+        max_drop: share of right answers that may be lost, None for any.
+        confidence: at which the drop has to hold.
+    """
+
+    method: str = "kl"
+    measure: Mapping[str, Any] = field(default_factory=dict)
+    solver: str = ""
+    solving: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    refine: int = 0
+    budgets: tuple[Budget, ...] = ()
+    costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    over: str = "size"
+    points: int = 8
+    uniform: bool = False
+    max_drop: float | None = None
+    confidence: float = 0.95
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """All costs that a search has tables of."""
+        return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), self.over)))
+
+
+def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:
+    """Budgets, each of another cost.
+
+    Raises:
+        InputError: one that cannot be read, or two of one cost.
+    """
+    found = tuple(map(parse_budget, texts))
+    names = [budget.name for budget in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("--budget", f"bounds {name} twice", "one bound a cost")
+    return found
