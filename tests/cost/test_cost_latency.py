@@ -82,6 +82,16 @@ def test_speed_that_is_shown_is_claimed_and_predicts_the_file(latency: Latency, 
     assert "W2: faster than wider weights in body.0.0, " in table.notes()[1]
 
 
+def test_a_region_in_float_takes_what_its_float_ops_take(latency: Latency, placed: Callable[..., State]) -> None:
+    state, machine = placed("small_residual", "W=7,A=8"), Machine(noise=0.0)
+    (table,) = latency.tables(state, weights=[4, 32], activations=[8], sample=machine)
+    before = machine.calls
+    for region, costs in table.entries.items():
+        assert set(costs) == {(32, 8), (7, 8), (4, 8)} and costs[32, 8] == table.float_ms[region] == 2.0
+    latency.tables(state, weights=[4], activations=[8], sample=machine)  # nothing more was timed for it
+    assert machine.calls - before == 2 * latency.rounds
+
+
 def test_equal_regions_are_timed_once_and_never_again(latency: Latency, placed: Callable[..., State]) -> None:
     state = placed("resnet20", "W=7,A=8")
     machine = Machine()

@@ -23,11 +23,14 @@ from bitwright.ptq.programs import float_program, simulated_program
 
 Libraries = Callable[..., Library]
 Images = Callable[..., Batches]
-NETWORKS = pytest.mark.parametrize(
-    ("network", "widths"),
-    [("small_residual", ((4, 2), (8, 4))), ("small_inverted_residual", ((7, 4, 2),))],
-    ids=["residual", "depthwise"],
-)
+MOVED = {
+    "residual": ("small_residual", ((4, 2), (8, 4))),
+    "depthwise": ("small_inverted_residual", ((7, 4, 2),)),
+    "or-float": ("small_residual", ((7, 32),)),
+    "activations-or-float": ("small_residual", ((4, 32), (8, 4))),
+}
+NETWORKS = pytest.mark.parametrize(("network", "widths"), list(MOVED.values()), ids=list(MOVED))
+INTEGERS = pytest.mark.parametrize(("network", "widths"), list(MOVED.values())[:2], ids=list(MOVED)[:2])
 
 
 def mixed(library: Library) -> list[int]:
@@ -133,7 +136,7 @@ def test_biases_belong_to_the_width_they_were_corrected_for(
 # The board.
 
 
-@NETWORKS
+@INTEGERS
 def test_the_board_simulates_the_network_of_its_choices_with_biases_in_float(
     network: str, widths: Sequence[tuple[int, ...]], library: Libraries, images: Images
 ) -> None:
@@ -149,6 +152,26 @@ def test_the_board_simulates_the_network_of_its_choices_with_biases_in_float(
         expected = run(simulated_program(state, quantizers=biases), given)
         torch.testing.assert_close(y, expected)
         assert (y - run(float_program(found.state), given)).abs().max() > 0.1
+
+
+def test_the_board_simulates_a_group_in_float(library: Libraries, images: Images) -> None:
+    """Exactly where its neighbours run in integers: what it reads and gives is quantized for their sake."""
+    found, given = library(*MOVED["or-float"][:1], (7, 32)), inputs(images("small_residual"))
+    board = LibraryBoard(found)
+    constants = found.state.model.graph.initializers
+    activations, same = {site for site in found.state.encodings if site not in constants}, 0
+    for g, group in enumerate(found.space.groups):
+        choices = [0 if h == g else 1 for h in range(len(found.space.groups))]
+        board.turn(choices)
+        (y, *_), _ = board.run(given)
+        state = found.network(choices)
+        assert group.choices[0].in_float and state.plan is not None
+        biases = {site: nn.Identity() for site, spec in state.plan.sites.items() if isinstance(spec, Derived)}
+        assert len(biases) == len(found.space.groups) + 1, "of all others, and of the two ends"
+        if state.encodings.keys() >= activations:
+            torch.testing.assert_close(y, run(simulated_program(state, quantizers=biases), given))
+            same += 1
+    assert same >= 3
 
 
 @NETWORKS

@@ -183,6 +183,37 @@ def test_a_sum_is_the_cost_of_the_network(
             assert max(one.of(choices) for one in sums) == pytest.approx(cost.of(state, plan)), name
 
 
+@pytest.mark.parametrize("name", ["weights", "bops", "linear", "energy", "size"])
+def test_a_sum_knows_what_a_layer_in_float_costs(name: str, spaced: Spaced) -> None:
+    """Of one layer the cost of the network with it in float, but for what is stored by the way of its neighbours."""
+    state, space = spaced("small_residual", (7, 4, 32))
+    cost = COSTS[name].load()()
+    found = [space.cost(table) for table in tables_of(cost, state, space)]
+    widest = [[str(c) for c in group.choices].index("W7") for group in space.groups]
+    for g, group in enumerate(space.groups):
+        assert [str(c) for c in group.choices] == ["float", "W7", "W4"]
+        choices = [0 if h == g else c for h, c in enumerate(widest)]
+        plan = with_widths(state, space.widths(choices))
+        assert space.products[group.name][0].name in plan.refused
+        # A layer reads codes that others give, and what it gives others take as codes: values in float cost more.
+        near = NEAR if name == "size" else 0.05 * cost.of(state, plan) if name == "energy" else 0
+        assert max(one.of(choices) for one in found) == pytest.approx(cost.of(state, plan), abs=near), group.name
+        assert cost.of(state, plan) > cost.of(state, with_widths(state, space.widths(widest)))
+
+
+def test_a_group_in_float_reads_activations_at_their_widest(spaced: Spaced) -> None:
+    _, space = spaced("small_residual", (4, 32), (8, 4))
+    assert [str(c) for c in space.groups[0].choices] == ["float", "W4A8", "W4A4"]
+    assert {c.activation for group in space.groups for c in group.choices if c.in_float} == {8}
+    _, tied = spaced("small_residual", (7, 4, 32), tied=True)
+    assert [str(c) for c in tied.groups[0].choices] == ["float", "W7A7", "W4A4"]
+
+
+def test_float_alone_is_no_choice(spaced: Spaced) -> None:
+    with pytest.raises(InputError, match="weights: have no width but float"):
+        spaced("small_residual", (32,))
+
+
 def test_a_sum_of_sizes_is_near_with_what_is_in_the_file_once(spaced: Spaced) -> None:
     state, space = spaced("small_residual", (7, 4, 3, 2))
     cost = COSTS["size"].load()()

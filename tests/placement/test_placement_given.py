@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from bitwright.errors import InputError, UnsupportedError
-from bitwright.placement.given import check_plan, edit, weight_sites
+from bitwright.placement.given import check_plan, edit, in_float, weight_sites
 from bitwright.placement.overrides import parse_override
 from bitwright.placement.place import place
 from bitwright.plan.diff import diff
@@ -61,6 +61,27 @@ def test_an_edit_says_what_placement_says_with_the_same_overrides(
     overrides = [parse_override(text) for text in texts]
     # The same ends: an override with a glob wins over them, so that only sites that none names are compared.
     assert edit(plan, overrides, TARGET).sites == place(model, TARGET, overrides=overrides).plan.sites
+
+
+@pytest.mark.parametrize("regions", [["a"], ["b"], ["c"], ["a", "b"], ["b", "c"]], ids="".join)
+def test_a_plan_with_regions_in_float_says_what_placement_says(regions: list[str], model: ir.Model) -> None:
+    widths = [parse_override(text) for text in ("*:W=4", "c:W=log2-4", "x:A=6")]
+    before = place(model, TARGET, overrides=widths).plan
+    found = in_float(before, regions, model, TARGET)
+    kept = [parse_override(f"{region}:float") for region in regions]
+    expected = place(model, TARGET, overrides=kept).plan
+    assert found.refused == expected.refused and found.regions == expected.regions
+    for site, spec in expected.sites.items():
+        assert type(found.sites[site]) is type(spec), site
+        if isinstance(spec, QSpec):  # the widths are those of the plan before
+            assert found.qspec(site) == before.qspec(site), site
+    assert check_plan(found, model, TARGET) == found
+    assert in_float(found, regions, model, TARGET) == found
+
+
+def test_no_plan_has_everything_in_float(model: ir.Model, plan: Plan) -> None:
+    with pytest.raises(UnsupportedError, match="model: has no quantizable op"):
+        in_float(plan, ["a", "b", "c"], model, TARGET)
 
 
 def test_the_given_plan_is_left_as_it_was(plan: Plan) -> None:

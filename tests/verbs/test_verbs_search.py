@@ -113,12 +113,27 @@ def test_other_methods_have_points_of_their_own_within_a_budget(
     assert bw.search(module, images, method="kl", **asked).searching.aim.also == ("adaquant",)
 
 
+def test_layers_may_stay_in_float(module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
+    found = bw.search(
+        module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, weights=(2, 32), free_ends=True,
+        verify_images=4, budget="weights=1/2", target="onnxruntime-x64-avx2", also="zeroq,hawq,fisher", refine=4,
+    )  # fmt: skip
+    assert found.met and found.best.found["proven"] and found.best.found["mismatches"] == 0
+    bits = {widths[0] for widths in found.best.widths.values()}
+    assert bits == {2, 32} and set(found.searching.measures) == {"kl", "zeroq", "hawq", "fisher"}
+    (uniform,) = [point for point in found.points if point.kind == "uniform"]
+    assert found.best.found["calibration_sqnr_db"] > uniform.found["calibration_sqnr_db"]
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
         ({"also": "kl"}, "--also kl: needs a budget"),
         ({"also": "msq", "budget": "size=1/8"}, "--also msq: is an order"),
-        ({"also": "zeroqq", "budget": "size=1/8"}, "method 'zeroqq': there is no method of this name; did you mean 'zeroq'"),
+        (
+            {"also": "zeroqq", "budget": "size=1/8"},
+            "method 'zeroqq': there is no method of this name; did you mean 'zeroq'",
+        ),
     ],
 )
 def test_what_cannot_be_asked_of_other_methods(

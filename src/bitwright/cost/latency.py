@@ -36,6 +36,7 @@ from bitwright.cost.size import written
 from bitwright.cost.table import Table, Widths
 from bitwright.cost.timing import Comparison, Sampler, Timer, compared, interleaved
 from bitwright.cost.timing_cache import Samples, TimingCache, default_path, fingerprint, open_cache
+from bitwright.cost.workload import FLOAT as WEIGHT_IN_FLOAT
 from bitwright.cost.workload import Workload, with_widths, workload
 from bitwright.deploy.runtimes import RUNTIMES
 from bitwright.errors import InputError, UnsupportedError
@@ -225,6 +226,7 @@ class Latency:
         for name in cuts:
             samples = {int(key[1:]): each for key, each in known[signatures[name]].items() if key != FLOAT}
             times[name], findings[name] = effective(samples, confidence)
+            times[name][WEIGHT_IN_FLOAT] = statistics.median(known[signatures[name]][FLOAT])
         measured = self.measure(state, sample=timer)
         entries: dict[str, dict[Widths, float]] = {
             name: {(w, a): times[name][w] if name in times else 0.0 for w, a in each} for name, each in options.items()
@@ -274,7 +276,7 @@ class Latency:
         timed = [p for p in load.products if p.name in options and p.in_integers and p.roots]
         cuts: dict[str, dict[str, bytes]] = {p.name: {} for p in timed}
         signatures: dict[str, str] = {}
-        for w in sorted({w for p in timed for w, _ in options[p.name]}, reverse=True):
+        for w in sorted({w for p in timed for w, _ in options[p.name] if w != WEIGHT_IN_FLOAT}, reverse=True):
             having = [p for p in timed if w in (o[0] for o in options[p.name])]
             plan = with_widths(state, {p.name: (w, p.widths[1]) for p in having})
             file = written(state, plan)

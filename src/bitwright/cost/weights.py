@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from bitwright.cost.additive import Additive
 from bitwright.cost.table import Widths
-from bitwright.cost.workload import Product
+from bitwright.cost.workload import FLOAT, Product
 
 #: Bits of a scale, and of a bias.
 PARAMETER = 32
@@ -35,6 +35,6 @@ class Weights(Additive):
         """Bytes of the region's weight."""
         bits = product.weight_elements * widths[0]
         if self.parameters:
-            scales = product.scales if product.has_choice else 0
+            scales = product.scales if product.has_choice and widths[0] != FLOAT else 0
             bits += PARAMETER * (scales + product.bias_elements)
         return bits / 8 if product.weight_elements else 0.0

@@ -22,7 +22,7 @@ from bitwright.graph.macs import rows_per_image
 from bitwright.graph.regions import Region, find_regions
 from bitwright.lookup import lookup
 from bitwright.pipeline import State
-from bitwright.placement.given import edit
+from bitwright.placement.given import edit, in_float
 from bitwright.placement.overrides import Override, Width
 from bitwright.placement.place import integer_regions
 from bitwright.placement.quantized import origins
@@ -74,7 +74,7 @@ class Product:
 
     def multiplied(self, widths: Widths) -> Widths:
         """Bits of both operands of a multiplication when the region has these widths."""
-        return widths if self.in_integers else (FLOAT, FLOAT)
+        return widths if self.in_integers and FLOAT not in widths else (FLOAT, FLOAT)
 
     @property
     def weight_elements(self) -> int:
@@ -273,6 +273,8 @@ def candidates(
 ) -> tuple[list[int], list[int]]:
     """Widths to try, the widest first: those that are asked for, else all that the target has up to 8 bits.
 
+    Weights may be asked for at FLOAT: the region then runs in float.
+
     Args:
         target: what it has is a row of data.
         weights: asked for.
@@ -289,7 +291,7 @@ def candidates(
     """
     known = {*target.weight_packing["affine"], *target.weight_packing.get("binary", ())}
     for asked, has, what in ((weights, known, "weights"), (activations, target.activation_bits, "activations")):
-        missing = [b for b in asked if b not in has]
+        missing = [b for b in asked if b not in has and not (b == FLOAT and what == "weights")]
         if missing:
             raise UnsupportedError(
                 where, f"{missing[0]}-bit {what}",
@@ -303,6 +305,9 @@ def candidates(
 
 def with_widths(state: State, choice: Mapping[str, Widths], plan: Plan | None = None) -> Plan:
     """The plan in which the regions that `choice` names have its widths; one bit of weight is its sign (`binary`).
+
+    A region whose weight has FLOAT bits runs in float; what it reads keeps the width that is said with it where others
+    read it in integers.
 
     Raises:
         InputError: a region without a quantized weight, an activation that the plan fixes, or two widths for one
@@ -319,7 +324,7 @@ def with_widths(state: State, choice: Mapping[str, Widths], plan: Plan | None = 
             raise InputError(f"region {name!r}", "has no quantized weight", f"one of {', '.join(known)}")
         product = known[name]
         weight = "" if product.region.weight is None else product.region.weight.name or ""
-        if w != product.widths[0]:
+        if w != product.widths[0] and w != FLOAT:
             width = Width(bits=w, format="binary" if w == 1 else "affine")
             overrides.append(Override(pattern=glob.escape(weight), weights=width))
         if not product.roots and a != product.widths[1]:
@@ -336,4 +341,6 @@ def with_widths(state: State, choice: Mapping[str, Widths], plan: Plan | None = 
                     "one width for one encoding", "give both the same width",
                 )  # fmt: skip
             overrides.append(Override(pattern=glob.escape(root), activations=Width(bits=a)))
-    return edit(load.plan, overrides, load.target)
+    edited = edit(load.plan, overrides, load.target)
+    floats = [name for name, (w, _) in choice.items() if w == FLOAT]
+    return in_float(edited, floats, load.model, load.target) if floats else edited

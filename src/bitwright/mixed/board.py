@@ -38,7 +38,7 @@ class LibraryBoard(Board):
                 site = weight_site(product.region.weight)
                 tensor = state.tensor(site)
                 stored = [library.weights[site, width.weight or product.widths[0]] for width in group.choices]
-                switches[site] = Switch(*(chosen(one.encoding, tensor) for one in stored))
+                switches[site] = Switch(*(Chosen(one.values(tensor)) for one in stored))
                 members[group.name].append(site)
                 if product.region.bias is not None:
                     bias = product.region.bias.name or ""

@@ -17,21 +17,26 @@ from torch import Tensor
 
 from bitwright.cost.workload import with_widths
 from bitwright.errors import InputError
-from bitwright.mixed.problem import Choices
+from bitwright.mixed.problem import IN_FLOAT, Choices
 from bitwright.mixed.space import Space
 from bitwright.pipeline import State
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import Plan
+from bitwright.plan.spec import QSpec
 from bitwright.ptq.calibrate import fit_biases
 from bitwright.ptq.settle import settle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stored:
-    """A weight at a width: its encoding, and the bias that belongs to it."""
+    """A weight at a width: its encoding, None in float, and the bias that belongs to it."""
 
-    encoding: Encoding
+    encoding: Encoding | None
     bias: Tensor | None
+
+    def values(self, weight: Tensor) -> Tensor:
+        """The weight at its codes, or as it is."""
+        return weight if self.encoding is None else self.encoding.dequantize(self.encoding.codes_of(weight))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +45,7 @@ class Library:
 
     Attributes:
         space: groups and their choices.
-        state: calibrated, every group at its widest choice.
+        state: calibrated, every group at its widest choice in integers.
         weights: `{(site of a weight, bits): stored}`.
         activations: `{(site of an activation, bits): encoding}`.
     """
@@ -62,13 +67,19 @@ class Library:
             for product in self.space.products[group.name]:
                 site = weight_site(product.region.weight)
                 stored = self.weights[site, width.weight or product.widths[0]]
-                encodings[site] = stored.encoding
+                if stored.encoding is not None:
+                    encodings[site] = stored.encoding
                 if stored.bias is not None and product.region.bias is not None:
                     overlay[product.region.bias.name or ""] = stored.bias
             for root in self.space.roots[group.name]:
                 encodings[root] = self.activations[root, width.activation or 0]
-        state = self.state.but(plan=self.plan(choices), encodings=encodings, overlay=overlay)
-        return fit_biases(settle(state))
+        plan, before = self.plan(choices), self.state.plan
+        assert before is not None
+        # With regions in float some sites have no encoding any more, and some that shared one have it alone.
+        encodings = {
+            site: encodings[before.resolve(site)[0]] for site, spec in plan.sites.items() if isinstance(spec, QSpec)
+        }
+        return fit_biases(settle(self.state.but(plan=plan, encodings=encodings, overlay=overlay)))
 
 
 def weight_site(weight: object) -> str:
@@ -77,7 +88,7 @@ def weight_site(weight: object) -> str:
 
 
 def rounds(space: Space) -> list[Choices]:
-    """Assignments that together have every choice of every group; the first has the widest ones.
+    """Assignments that together have every choice of every group in integers; the first has the widest ones.
 
     Example:
         >>> from bitwright.mixed.problem import Group, Width
@@ -86,8 +97,8 @@ def rounds(space: Space) -> list[Choices]:
         >>> rounds(Space(groups=groups, products={}, roots={}, fixed={}))
         [(0, 0), (1, 0)]
     """
-    most = max(len(group.choices) for group in space.groups)
-    return [tuple(i if i < len(group.choices) else 0 for group in space.groups) for i in range(most)]
+    integers = [[c for c, width in enumerate(g.choices) if not width.in_float] for g in space.groups]
+    return [tuple(own[i] if i < len(own) else own[0] for own in integers) for i in range(max(map(len, integers)))]
 
 
 def needed(space: Space) -> list[Choices]:
@@ -132,6 +143,10 @@ def stock(space: Space, base: State, quantized: Callable[[Plan], State]) -> Libr
             for root in space.roots[group.name]:
                 activations[root, width.activation or 0] = state.encodings[root]
     assert first is not None
+    for group in space.groups:
+        for product in space.products[group.name] if any(width.in_float for width in group.choices) else ():
+            own = None if product.region.bias is None else base.tensor(product.region.bias.name or "")
+            weights[weight_site(product.region.weight), IN_FLOAT] = Stored(encoding=None, bias=own)
     return Library(space=space, state=first, weights=weights, activations=activations)
 
 

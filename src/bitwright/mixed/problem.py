@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
 
+#: Bits of weights in float.
+IN_FLOAT = 32
 #: One choice index per group.
 Choices = tuple[int, ...]
 #: Per group, a number for each of its choices.
@@ -29,10 +31,12 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Width:
-    """Bits of the weights and activations of a group; None where it has none, or they stay in float.
+    """Bits of the weights and activations of a group; None where it has none, or they do not move.
+
+    A group whose weights have IN_FLOAT bits runs in float.
 
     Raises:
-        InputError: a width that is not 1 to 16.
+        InputError: a width that is not 1 to 16, or IN_FLOAT of weights.
 
     Example:
         >>> str(Width(4, 8)), str(Width(4, None))
@@ -44,10 +48,17 @@ class Width:
 
     def __post_init__(self) -> None:
         for bits in (self.weight, self.activation):
-            if bits is not None and not 1 <= bits <= 16:
+            if bits is not None and not 1 <= bits <= 16 and not (self.in_float and bits == self.weight):
                 raise InputError("width", f"{bits} bits", "1 to 16 bits")
 
+    @property
+    def in_float(self) -> bool:
+        """Whether the group runs in float."""
+        return self.weight == IN_FLOAT
+
     def __str__(self) -> str:
+        if self.in_float:
+            return "float"
         parts = [
             f"{letter}{bits}" for letter, bits in (("W", self.weight), ("A", self.activation)) if bits is not None
         ]

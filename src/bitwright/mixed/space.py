@@ -15,7 +15,7 @@ from bitwright.cost.table import Table, Widths
 from bitwright.cost.workload import Product, Workload, candidates, workload
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.lookup import did_you_mean
-from bitwright.mixed.problem import Additive, Due, Group, Width
+from bitwright.mixed.problem import IN_FLOAT, Additive, Due, Group, Width
 from bitwright.pipeline import State
 from bitwright.placement.ends import end_sites
 
@@ -95,15 +95,16 @@ def space_of(
 
     Args:
         state: with a plan.
-        weights: widths of weights to choose from; the target's own up to 8 bits if empty.
+        weights: widths of weights to choose from, IN_FLOAT for regions in float; the target's own up to 8 bits if
+            empty.
         activations: widths of activations to choose from; those of the plan stay if empty.
         tied: a region's weight and the activation it reads have the same bits; `activations` is not said then.
         ends: whether first and last layers move, too.
         ties: names of regions that become one group; those that do not move are left out.
 
     Raises:
-        InputError: no plan, nothing that can move, a width that is given twice, both `tied` and activations, or a tie
-            of a region that is not there.
+        InputError: no plan, nothing that can move, no width of integers, a width that is given twice, both `tied` and
+            activations, or a tie of a region that is not there.
         UnsupportedError: a width that the target lacks.
     """
     load = workload(state)
@@ -114,14 +115,16 @@ def space_of(
         if len(set(asked)) < len(asked):
             raise InputError(name, f"{_told(asked)}: a width twice", "different widths")
     first, second = candidates(load.target, weights, activations, "widths to choose from")
+    if not [w for w in first if w != IN_FLOAT]:
+        raise InputError("weights", "have no width but float", "widths of integers to choose from, too")
     if tied:
-        missing = [b for b in first if b not in load.target.activation_bits]
+        missing = [b for b in first if b not in load.target.activation_bits and b != IN_FLOAT]
         if missing:
             raise UnsupportedError(
                 "tied widths", f"{missing[0]}-bit activations",
                 f"activations of {_told(sorted(load.target.activation_bits))} bits, as {load.target.name} has them",
             )  # fmt: skip
-        second = first
+        second = [w for w in first if w != IN_FLOAT]
     fixed_sites = set() if ends else {v.name or "" for v in end_sites(load.model, load.regions)}
     fixed: dict[str, str] = {}
     moving: list[Product] = []
@@ -163,9 +166,12 @@ def _held(load: Workload, fixed: Mapping[str, str], fixed_sites: set[str]) -> se
 def _choices(weights: Sequence[int], activations: Sequence[int], tied: bool, reads: bool) -> tuple[Width, ...]:
     if not reads:
         return tuple(Width(w, None) for w in weights)
+    # What a group in float reads may be read in integers elsewhere: it is then as wide as it can be.
+    in_float = [Width(w, max(activations)) for w in weights if w == IN_FLOAT]
+    weights = [w for w in weights if w != IN_FLOAT]
     if tied:
-        return tuple(Width(w, w) for w in weights)
-    both = [Width(w, a) for w in weights for a in activations]
+        return (*in_float, *(Width(w, w) for w in weights))
+    both = [*in_float, *(Width(w, a) for w in weights for a in activations)]
     return tuple(sorted(both, key=lambda width: -((width.weight or 0) * (width.activation or 0))))
 
 

@@ -154,10 +154,7 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, where: str = "plan")
                 f"{where}: region {region}", f"runs in integers there, but stays float on {target.name} ({reason})",
                 "a plan that refuses it", "place anew, or edit the plan of this very network",
             )  # fmt: skip
-    kept = [
-        Override(pattern=_literal(r), mode=plan.modes.get(r, ""), keep_float=r not in plan.modes)
-        for r in plan.refused if r not in able.refused
-    ]  # fmt: skip
+    kept = _kept_in_float(plan, able)
     expected = place(model, target, overrides=kept).plan if kept else able
     for region in dict.fromkeys([*plan.modes, *expected.modes]):
         given, wanted = plan.modes.get(region), expected.modes.get(region)
@@ -180,6 +177,42 @@ def check_plan(plan: Plan, model: ir.Model, target: Target, where: str = "plan")
     return dataclasses.replace(
         plan, sites={s: plan.sites[s] for s in expected.sites}, regions={r: plan.regions[r] for r in expected.regions}
     )
+
+
+def in_float(plan: Plan, regions: Sequence[str], model: ir.Model, target: Target) -> Plan:
+    """The plan with more regions in float, and with them what is not worth its kernel any more; widths stay.
+
+    Args:
+        plan: of this network.
+        regions: names.
+        model: normalised, batch norm folded.
+        target: what the plan was made for.
+
+    Raises:
+        InputError: no region of such a name.
+        UnsupportedError: nothing is left that is quantized.
+    """
+    kept = [*_kept_in_float(plan, place(model, target).plan), *(
+        Override(pattern=_literal(region), keep_float=True) for region in regions if region not in plan.refused
+    )]  # fmt: skip
+    found = place(model, target, overrides=kept).plan
+    weights = set(weight_sites(plan))
+    sites: dict[str, SiteSpec] = {}
+    for site, spec in found.sites.items():
+        own = plan.qspec(site)
+        if isinstance(spec, QSpec) and own is not None:
+            given = _spec_of(site, spec, Width(bits=own.bits, format=own.format), site in weights, target)
+            spec = dataclasses.replace(given, axis=own.axis)  # a weight may have one scale in all
+        sites[site] = spec
+    return dataclasses.replace(found, sites=sites)
+
+
+def _kept_in_float(plan: Plan, able: Plan) -> list[Override]:
+    """What tells placement which regions a plan does not run in integers, though the target could."""
+    return [
+        Override(pattern=_literal(r), mode=plan.modes.get(r, ""), keep_float=r not in plan.modes)
+        for r in plan.refused if r not in able.refused
+    ]  # fmt: skip
 
 
 def _same_names(given: Sequence[str], known: Sequence[str], what: str, where: str) -> None:

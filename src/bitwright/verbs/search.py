@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError, UnsupportedError
+from bitwright.mixed.problem import IN_FLOAT
 from bitwright.recipes.recipe import parse_settings
 from bitwright.verbs.fronts import Front, found_front, front_of, point_json
 from bitwright.verbs.open_search import open_search
@@ -17,6 +20,8 @@ from bitwright.verbs.search_text import told
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
+#: Widths that have a name.
+WORDS = {"float": IN_FLOAT}
 #: Files of a search beside its points.
 FRONT, PICTURE = "front.json", "front.png"
 
@@ -37,7 +42,9 @@ class GroupFlags(ShapeFlag, DataFlags):
         "kl", "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq and more"
     )
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")
-    weights: str = option("", "widths of weights to choose from, as 8,4,2; the target's own of 2 bits and more if not")
+    weights: str = option(
+        "", "widths of weights to choose from, as 8,4,2 or 8,float; the target's own of 2 bits and more if not"
+    )
     activations: str = option("", "widths of activations to choose from; they stay as --set has them if not given")
     tied: bool = option(False, "a layer's weight and the activation it reads have the same bits")
     free_ends: bool = option(False, "first and last layers move, too; else they keep their bits")
@@ -53,7 +60,7 @@ class GroupFlags(ShapeFlag, DataFlags):
             "model": self.model, "data": self.data_path, "val_data": self.val_data,
             "val_limit": self.val_limit, "method": self.method,
             "measure": parse_settings([f"method.{text}" for text in self.measure]).get("method", {}),
-            "weights": whole_numbers("--weights", self.weights),
+            "weights": whole_numbers("--weights", self.weights, WORDS),
             "activations": whole_numbers("--activations", self.activations), "tied": self.tied,
             "free_ends": self.free_ends, "inside": self.inside, "steps": self.step, "target": self.target,
             "set": self.set, "ends": self.ends, "shapes": self.shape, "batch": self.batch, "limit": self.limit,
@@ -150,17 +157,23 @@ def front_json(front: Front, measured_on: str) -> dict[str, Any]:
     }
 
 
-def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+def whole_numbers(flag: str, text: str, words: Mapping[str, int] = MappingProxyType({})) -> tuple[int, ...]:
     """Widths of a flag.
+
+    Args:
+        flag: what errors call it.
+        text: as it was given.
+        words: what stands for a number.
 
     Raises:
         InputError: something else than whole numbers.
 
     Example:
-        >>> whole_numbers("--weights", "8,4"), whole_numbers("--weights", "")
-        ((8, 4), ())
+        >>> whole_numbers("--weights", "8,4"), whole_numbers("--weights", ""), whole_numbers("-w", "8,float", WORDS)
+        ((8, 4), (), (8, 32))
     """
     try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
+        return tuple(words[part] if part in words else int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise InputError(flag, f"is {text!r}", "whole numbers with commas between, as 8,4,2") from None
+        more = "".join(f", or {word}" for word in words)
+        raise InputError(flag, f"is {text!r}", f"whole numbers with commas between, as 8,4,2{more}") from None

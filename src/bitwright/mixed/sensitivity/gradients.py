@@ -159,8 +159,8 @@ def moved(library: Library, group: Group) -> dict[str, list[Tensor]]:
     for product in library.space.products[group.name]:
         site = weight_site(product.region.weight)
         weight = library.state.tensor(site)
-        encodings = [library.weights[site, w.weight or product.widths[0]].encoding for w in group.choices]
-        found[site] = [encoding.dequantize(encoding.codes_of(weight)) - weight for encoding in encodings]
+        stored = [library.weights[site, w.weight or product.widths[0]] for w in group.choices]
+        found[site] = [one.values(weight) - weight for one in stored]
     return found
 
 

@@ -282,6 +282,7 @@ def _check_one_width(space: Space) -> None:
         pairs: Mapping[int | None, set[int | None]] = {
             width.weight: {other.activation for other in group.choices if other.weight == width.weight}
             for width in group.choices
+            if not width.in_float
         }
         if any(len(widths) > 1 for widths in pairs.values()):
             raise InputError(
