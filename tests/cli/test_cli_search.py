@@ -246,6 +246,9 @@ def test_bounds_that_are_missed_name_the_nearest(files: Path, tmp_path: Path) ->
         (("--budget", "size=1/4", "--solver", "mlip"), "solver 'mlip': there is no solver of this name"),
         (("--budget", "siz=1/4"), "did you mean 'size'"),
         (("--over", "bits"), "cost 'bits': there is no cost of this name"),
+        (("--over", "size,size"), "--over: is size,size; expected one cost, or two different ones"),
+        (("--over", "size,bops", "--budget", "size=1/4"), "--over size,bops: is a front of two costs, which has no"),
+        (("--over", "size,bops", "--method", "size"), "--over size,bops: size is an order, whose walk is one line"),
         (("--cost", "bop.accumulation=true"), "cost 'bop'"),
         (("--weights", "8.5"), "--weights: is '8.5'; expected whole numbers with commas between, as 8,4,2"),
         (("--weights", "4,4"), "weights: 4, 4: a width twice; expected different widths"),
@@ -333,7 +336,7 @@ def test_a_library_file_that_cannot_be_read_is_made_anew(
     paths[1].write_bytes(sound[1][: len(sound[1]) // 2])
     paths[2].write_bytes(b"")
 
-    def unable(self: Front, path: Path) -> None:
+    def unable(self: Front, path: Path, over: str) -> None:
         raise UnsupportedError("picture", "matplotlib is not installed")
 
     monkeypatch.setattr(Front, "plot", unable)

@@ -40,7 +40,7 @@ def front(module: nn.Module, images: dict[str, np.ndarray], tmp_path_factory: py
 
 
 def test_a_front_of_a_module(front: Front, module: nn.Module, images: dict[str, np.ndarray]) -> None:
-    assert front.met and not front.limits and front.over == "weights" and front.reference == 1.0
+    assert front.met and not front.limits and front.over == ("weights",) and front.reference == 1.0
     assert len(front.points) >= 2 and front.best in front.points
     costs = [point.costs["weights"] for point in front.points]
     assert costs == sorted(costs)
@@ -49,7 +49,7 @@ def test_a_front_of_a_module(front: Front, module: nn.Module, images: dict[str, 
         assert loaded.plan.dumps() == (point.folder / "plan.json").read_text()
         assert point.found["proven"] and point.found["mismatches"] == 0
         assert loaded.evaluate(images).drop == pytest.approx(point.drop) or point.drop is not None
-    on_front = front_of(front.points, "weights")
+    on_front = front_of(front.points, front.over)
     assert on_front and all(
         not (a.costs["weights"] <= b.costs["weights"] and a.drop["drop"] < b.drop["drop"])  # type: ignore[index]
         for a in front.points for b in on_front
@@ -65,6 +65,24 @@ def test_its_picture(name: str, starts: bytes, front: Front, tmp_path: Path) -> 
 def test_a_picture_of_another_form_is_refused(front: Front, tmp_path: Path) -> None:
     with pytest.raises(bw.InputError, match="gif"):
         front.plot(tmp_path / "front.gif")
+
+
+def test_a_front_of_two_costs(front: Front, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
+    found = bw.pareto(
+        module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, weights=(4, 2), activations=(8, 4),
+        points=4, over=("weights", "bops"), verify_images=4, free_ends=True,
+    )  # fmt: skip
+    assert found.over == ("weights", "bops") and len(found.points) >= 3
+    costs = [tuple(point.predicted[name] for name in found.over) for point in found.points]
+    assert len({w for w, _ in costs}) > 1 and len({b for _, b in costs}) > 1
+    for i, a in enumerate(found.points):  # none is as good in all that was foretold
+        for j, b in enumerate(found.points):
+            assert i == j or any(x > y for x, y in zip((*costs[i], a.loss), (*costs[j], b.loss), strict=True))
+    for name in found.over:
+        found.plot(tmp_path / f"{name}.svg", name)
+    assert (tmp_path / "weights.svg").read_bytes() != (tmp_path / "bops.svg").read_bytes()
+    with pytest.raises(bw.InputError, match="cost 'energy'"):
+        found.plot(tmp_path / "energy.svg", "energy")
 
 
 def test_a_search_within_a_budget_goes_on_in_its_folder(

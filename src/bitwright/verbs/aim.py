@@ -26,7 +26,7 @@ class Aim:
         refine: networks near what a solver found that are tried whole; 0 for none.
         budgets: bounds on costs.
         costing: `{cost: its settings}`.
-        over: cost by which a front is spread, where there is no budget.
+        over: the cost, or the two, by which a front is spread, where there is no budget.
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         max_drop: share of right answers that may be lost, None for any.
@@ -41,7 +41,7 @@ class Aim:
     refine: int = 0
     budgets: tuple[Budget, ...] = ()
     costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    over: str = "size"
+    over: tuple[str, ...] = ("size",)
     points: int = 8
     uniform: bool = False
     max_drop: float | None = None
@@ -50,7 +50,7 @@ class Aim:
     @property
     def costs(self) -> tuple[str, ...]:
         """All costs that a search has tables of."""
-        return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), self.over)))
+        return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), *self.over)))
 
 
 def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:

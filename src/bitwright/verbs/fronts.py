@@ -33,7 +33,7 @@ class Front:
             search for the least cost within a drop, the cheapest. Where none is within the bounds, the nearest one.
         met: whether `best` is within all bounds, by what was measured of it.
         excess: of `best`: `{bound: by which factor it is exceeded}`, and `drop` in points above the goal.
-        over: the cost that points are spread over.
+        over: the cost, or the two, that points are spread over.
         reference: accuracy of the float network; None without labels.
         float_costs: of the float network.
         limits: `{cost: most that it may be}`.
@@ -47,7 +47,7 @@ class Front:
     best: Point
     met: bool
     excess: Mapping[str, float]
-    over: str
+    over: tuple[str, ...]
     reference: float | None
     float_costs: Mapping[str, float]
     limits: Mapping[str, float]
@@ -56,29 +56,35 @@ class Front:
     folder: Path
     searching: Searching
 
-    def plot(self, path: str | Path) -> None:
+    def plot(self, path: str | Path, over: str = "") -> None:
         """Draw the front, accuracy with its interval over cost; PNG or SVG by the ending of the path.
 
+        Args:
+            path: of the picture.
+            over: a cost of all points; the first of `self.over` if empty.
+
         Raises:
-            InputError: another ending, or points without accuracy.
+            InputError: another ending, points without accuracy, or a cost that they do not have.
             UnsupportedError: matplotlib is not installed.
         """
         from bitwright.report.front import FrontPoint, picture
 
+        over = over or self.over[0]
+        lookup(self.float_costs, over, "cost")
         form = Path(path).suffix.removeprefix(".").lower()
         drawn = [
-            FrontPoint(label=f"{point.mean_bits:.2f} bits", cost=point.costs[self.over], kind=point.kind,
+            FrontPoint(label=f"{point.mean_bits:.2f} bits", cost=point.costs[over], kind=point.kind,
                        **_accuracy(point.drop))
             for point in self.points if point.drop is not None
         ]  # fmt: skip
         if not drawn or self.reference is None:
             raise InputError("plot", "points without accuracy", "labelled images to measure points on")
         reference = FrontPoint(
-            label="float", cost=self.float_costs[self.over], kind="float", accuracy=self.reference,
+            label="float", cost=self.float_costs[over], kind="float", accuracy=self.reference,
             low=self.reference, high=self.reference,
         )  # fmt: skip
         title = f"{self.searching.aim.method}, points by {self.searching.recipe}"
-        content = picture([*drawn, reference], cost=self.over, unit=unit(self.over), title=title, form=form)
+        content = picture([*drawn, reference], cost=over, unit=unit(over), title=title, form=form)
         write_bytes(path, content)
 
 
@@ -119,7 +125,7 @@ def found_front(searching: Searching) -> Front:
         notes.append(f"{others} files in {searching.shelf.folder} are of other networks, data or settings: not used")
     drop = best.drop
     return Front(
-        points=tuple(sorted(points, key=lambda point: point.costs[aim.over])), best=best, met=not excess,
+        points=tuple(sorted(points, key=lambda point: point.costs[aim.over[0]])), best=best, met=not excess,
         excess=excess, over=aim.over, reference=None if drop is None else drop["reference"],
         float_costs={name: tables[0].reference for name, tables in searching.tables.items()},
         limits=searching.limits, notes=tuple(notes), seconds=time.perf_counter() - start, folder=searching.folder,
@@ -160,7 +166,7 @@ def _aimed(searching: Searching, method: str, notes: list[str]) -> Point:
 
 def _cheapest(searching: Searching) -> list[Point]:
     """Points of a front around the cheapest that is within the drop: the front is halved until it is found."""
-    ladder = sorted(searching.chosen(), key=lambda one: one.costs[searching.aim.over])
+    ladder = sorted(searching.chosen(), key=lambda one: one.costs[searching.aim.over[0]])
     written: dict[int, Point] = {}
     low, high = 0, len(ladder) - 1
     while low <= high:
@@ -190,7 +196,7 @@ def _best(searching: Searching, points: Sequence[Point]) -> Point:
 
     def rank(point: Point) -> tuple[float, ...]:
         excess = excess_of(searching, point)
-        cost = point.costs[searching.aim.over]
+        cost = point.costs[searching.aim.over[0]]
         if searching.limits:
             judged = point.found["calibration_sqnr_db"]
             return (len(excess) > 0, sum(excess.values()), -math.inf if judged is None else -judged, cost)
@@ -203,14 +209,14 @@ def _best(searching: Searching, points: Sequence[Point]) -> Point:
     return min(points, key=rank)
 
 
-def front_of(points: Sequence[Point], over: str) -> list[Point]:
-    """The points than which none is both cheaper and more accurate, by what was measured."""
+def front_of(points: Sequence[Point], over: Sequence[str]) -> list[Point]:
+    """The points than which none is both cheaper, by all of these costs, and more accurate, by what was measured."""
     labelled = [point for point in points if point.drop is not None]
     as_assignments = {
-        i: Assignment(choices=(i,), loss=point.drop["drop"], costs={over: point.costs[over]})
+        i: Assignment(choices=(i,), loss=point.drop["drop"], costs={name: point.costs[name] for name in over})
         for i, point in enumerate(labelled) if point.drop is not None
     }  # fmt: skip
-    return [labelled[one.choices[0]] for one in not_dominated(list(as_assignments.values()), [over])]
+    return [labelled[one.choices[0]] for one in not_dominated(list(as_assignments.values()), over)]
 
 
 def unit(name: str) -> str:

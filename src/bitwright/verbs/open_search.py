@@ -93,8 +93,8 @@ def pareto(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, se
 def open_search(
     model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "kl",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
-    max_drop: float = 0.0, confidence: float = 0.95, over: str = "size", points: int = 8, uniform: bool = False,
-    solver: str = "", also: str = "", refine: int | None = None, weights: Sequence[int] = (),
+    max_drop: float = 0.0, confidence: float = 0.95, over: str | Sequence[str] = "size", points: int = 8,
+    uniform: bool = False, solver: str = "", also: str = "", refine: int | None = None, weights: Sequence[int] = (),
     activations: Sequence[int] = (), tied: bool = False, free_ends: bool = False,
     val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
@@ -114,7 +114,7 @@ def open_search(
         costs: settings of costs, `"bops.accumulation=true"`.
         max_drop: percentage points of accuracy that may be lost; 0 for any.
         confidence: at which that has to hold.
-        over: cost that a front is spread over.
+        over: cost that a front is spread over, or two of them.
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         solver: row of `SOLVERS`; `milp` with budgets and `pareto` without if empty.
@@ -150,7 +150,7 @@ def open_search(
             refine=tries_of(refine, method, budget),
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
-            over=over,
+            over=(over,) if isinstance(over, str) else tuple(over),
             points=points,
             uniform=uniform,
             max_drop=max_drop / 100 or None,
@@ -261,7 +261,16 @@ def _aim(aim: Aim) -> Aim:
         raise InputError("--points", f"is {aim.points}", "2 or more")
     if aim.refine < 0:
         raise InputError("--refine", f"is {aim.refine}", "0 tries or more")
-    lookup(COSTS, aim.over, "cost")
+    for name in aim.over:
+        lookup(COSTS, name, "cost")
+    if not 1 <= len(aim.over) <= 2 or len({*aim.over}) < len(aim.over):
+        raise InputError("--over", f"is {','.join(aim.over) or 'empty'}", "one cost, or two different ones")
+    if len(aim.over) > 1 and (aim.max_drop is not None or aim.budgets):
+        raise InputError(f"--over {','.join(aim.over)}", "is a front of two costs, which has no bounds", "one cost")
+    if len(aim.over) > 1 and hasattr(lookup(SENSITIVITIES, aim.method, "method").load(), "trajectory"):
+        raise InputError(
+            f"--over {','.join(aim.over)}", f"{aim.method} is an order, whose walk is one line", "one cost"
+        )
     row = lookup(SENSITIVITIES, aim.method, "method").load()
     if aim.refine and hasattr(row, "trajectory"):
         raise InputError(

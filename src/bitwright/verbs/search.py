@@ -81,7 +81,7 @@ class Search(GroupFlags):
     cost: tuple[str, ...] = option((), "a setting of a cost: bops.accumulation=true, latency.rounds=40")
     max_drop: float = option(0.0, "percentage points of accuracy that may be lost; 0 for any")
     confidence: float = option(0.95, "at which --max-drop has to hold; 0 for the drop itself")
-    over: str = option("size", "the cost that a front is spread over")
+    over: str = option("size", "the cost that a front is spread over, or two of them: size,bops")
     points: int = option(8, "points of a front")
     uniform: bool = option(False, "write the networks of one width for all layers, too, to compare with")
     solver: str = option("", "milp, greedy or genetic with budgets, pareto without; the first of these if not given")
@@ -105,9 +105,9 @@ class Search(GroupFlags):
 
     def run(self, terminal: Terminal) -> Outcome:
         """Search, write, draw."""
-        own = {
+        own = {"over": self.over.split(",")} | {
             name: getattr(self, name)
-            for name in ("budget", "max_drop", "confidence", "over", "points", "uniform", "solver", "also", "refine",
+            for name in ("budget", "max_drop", "confidence", "points", "uniform", "solver", "also", "refine",
                          "recipe", "eval_data", "verify_images", "processes", "ray")
         }  # fmt: skip
         output = self.output or f"{Path(self.model.replace(':', '.')).stem}.search"
@@ -116,7 +116,9 @@ class Search(GroupFlags):
         write_bytes(front.folder / FRONT, json.dumps(found, indent=1).encode())
         if front.reference is not None:
             try:
-                front.plot(front.folder / PICTURE)
+                for name in front.over:
+                    picture = PICTURE if name == front.over[0] else PICTURE.replace(".", f"-{name}.")
+                    front.plot(front.folder / picture, name)
             except UnsupportedError as error:  # a picture that cannot be drawn does not take the points away
                 terminal.note(f"note: no picture: {error}")
         for note in front.notes:
@@ -134,7 +136,7 @@ def front_json(front: Front, measured_on: str) -> dict[str, Any]:
         "limits": dict(front.limits),
         "max_drop": searching.aim.max_drop,
         "confidence": searching.aim.confidence,
-        "over": front.over,
+        "over": list(front.over),
         "method": searching.aim.method,
         "points": [point_json(point, on_front=point in on_front, best=point is front.best) for point in front.points],
         "float": {"accuracy": front.reference, "costs": dict(front.float_costs)},

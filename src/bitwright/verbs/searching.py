@@ -226,12 +226,12 @@ class Searching:
         if not self.orders:
             self.loss = self.losses()
         if self.loss is None:
-            return spread(self.steps({}), self.aim.over, self.aim.points)
+            return spread(self.steps({}), self.aim.over[0], self.aim.points)
         problem = self._problem(self.loss, {})
         solver = _made(SOLVERS, self.aim.solver or "pareto", self._front(), "solver")
         found = []
         for point in solver(problem).points:
-            costs = {key: point.costs[key] for key in self._all_limits({self.aim.over: 0.0})}
+            costs = {key: point.costs[key] for key in self._all_limits(dict.fromkeys(self.aim.over, 0.0))}
             found.append(self._refined(self._problem(self.loss, costs), point))
         return list({point.choices: point for point in found}.values())
 
@@ -384,7 +384,7 @@ class Searching:
         return Additive(values=tuple((0.0,) * len(group.choices) for group in self.space.groups))
 
     def _front(self) -> dict[str, Any]:
-        return {"costs": (self.aim.over,), "points": self.aim.points, **self.aim.solving}
+        return {"costs": self.aim.over, "points": self.aim.points, **self.aim.solving}
 
     def _reference(self, name: str) -> float:
         return self.tables[name][0].reference
