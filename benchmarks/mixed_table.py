@@ -49,6 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "hawq": {"method": "hawq", "measure": {"samples": 50}, "val_limit": 128},
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
+    # The bound of its paper: a sixteenth of the bits of all weights, whatever the file adds to them.
+    "msq, 16x in weight bits": {"method": "msq", "budget": ["weights=1/16"]},
     "kl": {"method": "kl", **FEW},
     "kl, 32 tries, judged": {"method": "kl", "refine": 32, **FEW},
     # What the command does if not told otherwise: of these and of one width the best file, on the calibration images.
@@ -148,7 +150,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     if key["space"] == "apart":
         budgets.append(f"bops={uniform['bops']:.0f}")
     start, began = time.perf_counter(), time.time()
-    front = found_front(searching(key, flags, budget=budgets, **{"refine": 0, "also": "none", **aim}))
+    front = found_front(searching(key, flags, **{"budget": budgets, "refine": 0, "also": "none", **aim}))
     fresh = [point for point in front.points if (point.folder / "evaluation.json").stat().st_mtime >= began]
     made = sum(point.found["seconds"] for point in fresh)  # what a run before made took no time in this one
     searched = next(point for point in reversed(by_time(front)) if point.kind == "search")

@@ -73,6 +73,8 @@ def recipe(method: str, width: str, iterations: int, seed: int) -> dict[str, Any
     def settings(step: str) -> dict[str, Any]:
         if step in LEARNED:
             after = {"step_iterations": iterations // 4} if step in STEPS_AFTER else {}
+            if step == "pd_quant":  # its paper's 500 steps for each batch belong to 20,000 iterations
+                after = {"correction": min(500, iterations // 10)}
             return {"iterations": iterations, "seed": seed, **after}
         if step == "gptq":
             return {"most_bits": 8, "inputs": "quantized" if "quantized" in method else "float"}

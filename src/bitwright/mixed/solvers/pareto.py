@@ -211,6 +211,8 @@ def _split(sweep: _Sweep) -> bool:
         return found
 
     for limits in _grid(sweep, dear):
+        if sweep.full:
+            return False
         below(limits)
     waiting, seen = [(math.inf, math.inf)], set()
     while waiting:
@@ -228,13 +230,15 @@ def _split(sweep: _Sweep) -> bool:
 
 
 def _grid(sweep: _Sweep, dear: Assignment) -> Iterable[tuple[float, ...]]:
-    """Even limits between the least and what the least loss costs, no more than points asked for, wide ones first."""
-    lines = max(2, math.isqrt(sweep.options.points))
+    """Even limits between the least and what the least loss costs, about as many as points: corners, edges, inner."""
+    lines = max(2, math.isqrt(sweep.options.points - 1) + 1)
     axes = []
     for k, most in enumerate(sweep.numbers(dear)):
         low = sweep.least(k)
         axes.append([most - (most - low) * i / (lines - 1) for i in range(lines)])
-    return itertools.product(*axes)
+    places = itertools.product(range(lines), repeat=len(axes))
+    ordered = sorted(places, key=lambda place: sum(0 < i < lines - 1 for i in place))
+    return [tuple(axis[i] for axis, i in zip(axes, place, strict=True)) for place in ordered]
 
 
 def finest(cost: Additive) -> float:
