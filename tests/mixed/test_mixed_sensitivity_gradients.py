@@ -244,16 +244,49 @@ def test_the_loss_is_curvature_times_squared_noise(made: Made, statistic: str) -
         assert loss[site.removesuffix(".weight")] == pytest.approx(expected, rel=1e-4)
 
 
-def test_tied_widths_give_what_the_weights_give_and_activation_widths_are_refused(
-    net: Small, made: Made, traced: Additive
-) -> None:
+def test_tied_widths_give_what_the_weights_give(net: Small, made: Made, traced: Additive) -> None:
     alone, (library, images) = by_layer(made[0], traced), make(net, tied=True)
     assert len(library.space.groups) < len(alone)
     for group, row in zip(library.space.groups, FEW(library, images).values, strict=True):
         members = [alone[product.name] for product in library.space.products[group.name]]
         assert row == pytest.approx(np.sum(members, 0).tolist(), rel=1e-3)
-    with pytest.raises(InputError, match=r"hawq: group .* fisher"):
-        FEW(*make(net, activations=[8, 4]))
+
+
+def test_hawq_of_activations_is_mean_curvature_times_squared_noise(net: Small, made: Made, traced: Additive) -> None:
+    library, images = make(net, activations=[8, 3])
+    weights, kept = by_layer(made[0], traced), Kept(None)
+    row = by_layer(library, FEW(library, images, kept))
+    (group,) = [g for g in library.space.groups if "conv2" in g.name]
+    (root,) = library.space.roots[group.name]
+    h = net.conv1(torch.from_numpy(X)).relu().detach()
+
+    def loss(one: Tensor, label: Tensor) -> Tensor:
+        y = net.fc((net.conv2(one[None]).relu() + net.dead(one[None]).relu()).mean((2, 3)))
+        return nn.functional.cross_entropy(y, label[None])
+
+    n = h[0].numel()
+    exact = [torch.func.hessian(loss)(one, label).detach().reshape(n, n).trace()
+             for one, label in zip(h, torch.from_numpy(LABELS), strict=True)]  # fmt: skip
+    at = [r for each in library.space.roots.values() for r in each].index(root)
+    draws = np.array([kept.get(f"draw of activations {i}") for i in range(LEAST)])[:, at]
+    curvature = float(torch.stack(exact).mean())
+    assert curvature > 0 and abs(draws.mean() - curvature) <= 4 * draws.std(ddof=1) / LEAST**0.5
+    added = {}
+    for bits in (8, 3):
+        noise = library.activations[root, bits].fake_quantize(h).detach() - h
+        added[bits] = draws.mean() / n * float(noise.square().flatten(1).sum(1).mean())
+    assert added[3] > 10 * added[8] > 0
+    for width, value in zip(group.choices, row[group.name], strict=True):
+        k = (8, 4, 2).index(width.weight or 0)
+        members = sum(weights[product.name][k] for product in library.space.products[group.name])
+        assert value == pytest.approx(members + added[width.activation or 0], rel=1e-3)
+
+
+def test_eigenvalues_tell_nothing_of_activations_with_widths_of_their_own(net: Small) -> None:
+    library, images = make(net, activations=[8, 4])
+    with pytest.raises(InputError, match=r"hawq.statistic eigenvalue: group .* statistic=trace"):
+        Hawq(statistic="eigenvalue", samples=2)(library, images)
+    assert FEW.passes(library.space) == 2 * FEW.passes(make(net, tied=True)[0].space) + 1
 
 
 # Both.

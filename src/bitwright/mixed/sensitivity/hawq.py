@@ -15,8 +15,13 @@ curvature is far larger, a layer drowns in it, and `together=False`, one layer a
 Where all that comes after a weight is piecewise linear, its block has no negative eigenvalue; below zero an estimate
 is chance, or a layer that is in no minimum, and counts as 0. The eigenvalue is power iteration's, one layer at a time.
 
-Activations are not measured. Where a region's weight and activation have one width (version 3), what the weight loses
-stands for both. Where activations have widths of their own, the method cannot tell them apart and refuses.
+Where a region's weight and activation have one width (version 3), what the weight loses stands for both. Where
+activations have widths of their own, each root a that moves adds (version 2, section 3.4)
+
+    max(mean_i Tr(H_ia), 0) / n_a * mean_i ||Q_k(a_i) - a_i||^2
+
+`H_ia` being the Hessian of the loss of image i by the n_a elements of its activation. That of a batch's loss has no
+entries between images, so one vector goes over all of them. Eigenvalues of activations are not measured.
 
 Sources: Dong et al., HAWQ, ICCV 2019; HAWQ-V2, NeurIPS 2020, section 3; Yao et al., HAWQ-V3, ICML 2021, section 3.3.
 """
@@ -32,8 +37,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitwright.data.batches import Batches
+from bitwright.data.batches import Batch, Batches
 from bitwright.errors import InputError
+from bitwright.execute.program import FakeQuantize
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.library import Library
 from bitwright.mixed.problem import Additive
@@ -90,13 +96,24 @@ def trace(
         >>> abs(found - 5) < 0.5
         True
     """
-    kept = kept or Kept(None)
-    mean, squares = np.zeros(len(like)), np.zeros(len(like))
+
+    def one(draw: int) -> list[float]:
+        v = rademacher(like, seed, draw)
+        return [float((a * b).double().sum()) for a, b in zip(v, hvp(v), strict=True)]
+
+    return _mean(one, samples=samples, tolerance=tolerance, kept=kept or Kept(None), drawn=drawn, name=name)
+
+
+def _mean(
+    one: Callable[[int], list[float]], *, samples: int, tolerance: float, kept: Kept,
+    drawn: Callable[[int], None] | None, name: str,
+) -> list[float]:  # fmt: skip
+    """The mean over draws of numbers, until the standard error of each is small enough (`trace`)."""
+    mean = squares = np.zeros(())
     for draw in range(samples):
         found = kept.get(f"{name} {draw}")
         if found is None:
-            v = rademacher(like, seed, draw)
-            found = [float((a * b).double().sum()) for a, b in zip(v, hvp(v), strict=True)]
+            found = one(draw)
             kept.put(f"{name} {draw}", found)
         n, away = draw + 1, np.array(found) - mean
         mean = mean + away / n
@@ -195,9 +212,13 @@ class Hawq:
             raise InputError("hawq.seed", f"is {self.seed}", "0 or more")
 
     def passes(self, space: Space) -> float:
-        """Nine for each draw or step, and each layer if one at a time: forward, back, and back through both."""
+        """Nine for each draw or step, and each layer if one at a time: forward, back, and back through both.
+
+        Activations with widths of their own have draws of their own, and one more pass for their noise.
+        """
         layers = sum(len(products) for products in space.products.values())
-        return PRODUCT * self.samples * (1 if self.statistic == "trace" and self.together else layers)
+        weights = PRODUCT * self.samples * (1 if self.statistic == "trace" and self.together else layers)
+        return weights + (PRODUCT * self.samples + 1 if _apart(space) else 0)
 
     def __call__(
         self, library: Library, batches: Batches, kept: Kept | None = None, images_done: Progress | None = None
@@ -205,18 +226,31 @@ class Hawq:
         """The loss of every choice of every group.
 
         Raises:
-            InputError: no labels, no scores of classes, or activations that have widths of their own.
+            InputError: no labels, no scores of classes, or eigenvalues where activations have widths of their own.
             UnsupportedError: an op without a second derivative.
         """
-        _check_one_width(library.space)
-        found = self.curvatures(library, batches, kept, images_done)
+        kept, told = kept or Kept(None), _Told(len(batches), images_done)
+        apart = _apart(library.space)
+        if apart and self.statistic != "trace":
+            raise InputError(
+                f"hawq.statistic {self.statistic}", f"group {apart!r} has activation widths of their own, of which no "
+                "eigenvalues are measured", "statistic=trace, widths of weights alone, or of both tied",
+            )  # fmt: skip
+        share = 0.5 if apart else 1.0
+        found = self._curvatures(library, batches, kept, lambda part: told(share * part))
+        read = self._of_activations(library, batches, kept, lambda part: told((1 + part) / 2)) if apart else {}
         values = []
         for group in library.space.groups:
             parts = []
             for site, noise in moved(library, group).items():
                 each = max(found[site], 0.0) if self.statistic == "trace" else found[site] * noise[0].numel()
                 parts.append([omega(each, float(one.double().square().sum())) for one in noise])
+            parts += [
+                [read[root][width.activation or 0] for width in group.choices]
+                for root in library.space.roots[group.name] if apart
+            ]  # fmt: skip
             values.append(tuple(math.fsum(part[k] for part in parts) for k in range(len(group.choices))))
+        told(1.0)
         return Additive(values=tuple(values))
 
     def curvatures(
@@ -228,10 +262,16 @@ class Hawq:
             InputError: no labels, or no scores of classes.
             UnsupportedError: an op without a second derivative.
         """
+        told = _Told(len(batches), images_done)
+        found = self._curvatures(library, batches, kept or Kept(None), told)
+        told(1.0)
+        return found
+
+    def _curvatures(
+        self, library: Library, batches: Batches, kept: Kept, told: Callable[[float], None]
+    ) -> dict[str, float]:
         batches.require_labels()
-        kept = kept or Kept(None)
-        network, told = Differentiable(library), _Told(len(batches), images_done)
-        limit = TOLERANCES[self.statistic] if self.tolerance is None else self.tolerance
+        network, limit = Differentiable(library), self._limit
         sites, weights = list(network.weights), list(network.weights.values())
         parts = [sites] if self.statistic == "trace" and self.together else [[site] for site in sites]
         values: list[float] = []
@@ -255,8 +295,55 @@ class Hawq:
                     kept.put(name, known)
                 values.append(known)
             told((i + 1) / len(parts))
-        told(1.0)
         return {site: value / w.numel() for site, value, w in zip(sites, values, weights, strict=True)}
+
+    @property
+    def _limit(self) -> float:
+        return TOLERANCES[self.statistic] if self.tolerance is None else self.tolerance
+
+    def _of_activations(
+        self, library: Library, batches: Batches, kept: Kept, told: Callable[[float], None]
+    ) -> dict[str, dict[int, float]]:
+        """`{root: {bits: max(Tr, 0) / n ||Q(a) - a||^2}}`, means over images."""
+        network, count = Differentiable(library, activations=True), len(list(batches))
+        roots = list(network.taps)
+        widths = {
+            root: sorted({bits for site, bits in library.activations if site == root}, reverse=True) for root in roots
+        }
+
+        def one(draw: int) -> list[float]:
+            sums = dict.fromkeys(roots, 0.0)
+            for number, batch in enumerate(batches):
+                loss = _loss(network, batch)
+                places = [(root, x) for root in roots for x in network.taps[root].seen]
+                values = [x for _, x in places]
+                v = rademacher(values, self.seed, draw * count + number)
+                for (root, _), a, b in zip(places, v, _along(loss, values, v), strict=True):
+                    sums[root] += float((a * b).double().sum())
+            return [sums[root] / len(batches) for root in roots]
+
+        traces = _mean(
+            one, samples=self.samples, tolerance=self._limit, kept=kept, name="draw of activations",
+            drawn=lambda n: told(n / self.samples),
+        )  # fmt: skip
+        sizes, noise = dict.fromkeys(roots, 0), {root: dict.fromkeys(widths[root], 0.0) for root in roots}
+        for batch in batches:
+            images = len(next(iter(batch.inputs.values())))
+            network.scores(tensors(batch)[0])
+            for root in roots:
+                # Of each image there may be several rows: tokens, windows.
+                seen = [x.detach()[: len(x) * batch.valid // images] for x in network.taps[root].seen]
+                sizes[root] += sum(x.numel() for x in seen)
+                for bits in widths[root]:
+                    quantizer = FakeQuantize(library.activations[root, bits])
+                    noise[root][bits] += sum(float((quantizer(x) - x).double().square().sum()) for x in seen)
+        return {
+            root: {
+                bits: omega(max(found, 0.0) * len(batches) / sizes[root], noise[root][bits] / len(batches))
+                for bits in widths[root]
+            }
+            for root, found in zip(roots, traces, strict=True)
+        }
 
 
 def _product(
@@ -265,19 +352,27 @@ def _product(
     """`Hv` of the mean loss over all images."""
     sums, images = [torch.zeros_like(w) for w in weights], 0
     for batch in batches:
-        inputs, labels = tensors(batch)
-        assert labels is not None  # they were asked for
-        loss = cross_entropy(network.scores(inputs)[: batch.valid], labels)
-        slopes = gradients(loss, weights, again=True)
-        along = torch.stack([(g * one).sum() for g, one in zip(slopes, v, strict=True)]).sum()
-        for total, part in zip(sums, gradients(along, weights), strict=True):
+        for total, part in zip(sums, _along(_loss(network, batch), weights, v), strict=True):
             total += part
         images += batch.valid
     return [total / images for total in sums]
 
 
-def _check_one_width(space: Space) -> None:
-    """A weight width must say the activation width with it."""
+def _loss(network: Differentiable, batch: Batch) -> Tensor:
+    """The sum over a batch's images."""
+    inputs, labels = tensors(batch)
+    assert labels is not None  # they were asked for
+    return cross_entropy(network.scores(inputs)[: batch.valid], labels)
+
+
+def _along(loss: Tensor, by: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
+    """`Hv`, H being the Hessian of the loss by these tensors."""
+    slopes = gradients(loss, by, again=True)
+    return gradients(torch.stack([(g * one).sum() for g, one in zip(slopes, v, strict=True)]).sum(), by)
+
+
+def _apart(space: Space) -> str | None:
+    """The first group whose weight can have one width with several of the activation."""
     for group in space.groups:
         pairs: Mapping[int | None, set[int | None]] = {
             width.weight: {other.activation for other in group.choices if other.weight == width.weight}
@@ -285,10 +380,8 @@ def _check_one_width(space: Space) -> None:
             if not width.in_float
         }
         if any(len(widths) > 1 for widths in pairs.values()):
-            raise InputError(
-                "hawq", f"group {group.name!r} has activation widths of their own, of which hawq measures nothing",
-                "widths of weights alone, or of both tied", "use fisher or sqnr",
-            )  # fmt: skip
+            return group.name
+    return None
 
 
 class _Told:
