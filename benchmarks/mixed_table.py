@@ -2,7 +2,8 @@
 
 Of each network the files of one width are written first; every search then has the bytes of such a file as its budget,
 and its point is quantized by the same recipe on the same images. Rows go to docs/results/mixed.jsonl and are not
-measured again; docs/results/mixed.md is written from them. What a search has found stays in --work.
+measured again; docs/results/mixed.md is written from them. What a search has found stays in --work. With `--latency`
+the files in it are timed beside the float file, in the same rounds, which wants a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 from record import ROOT, Record, parser, write_page
 
 from bitwright.cost.budget import spelled
+from bitwright.cost.timing import Timer, compared, interleaved
 from bitwright.verbs.fronts import found_front
 from bitwright.verbs.open_search import open_search
 from bitwright.verbs.preparing import data_for, float_network, resolve_target
@@ -66,6 +68,8 @@ RECIPES: dict[str, list[Any]] = {
     "adaquant": ["adaquant"],
     "adaround": [{"adaround": {"iterations": 2000}}],
 }
+#: Of timing.
+ROUNDS = 9
 #: Images of a search: to calibrate with, and to score on.
 CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
 COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high",
@@ -158,6 +162,24 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     return row_of(chosen, key, time.perf_counter() - start - made) | {"met": front.met}
 
 
+def timed(rows: list[dict[str, Any]], record: Record, flags: Any) -> None:
+    """Milliseconds of files that are in --work and were not timed, each beside the float file in the same rounds."""
+    for row in rows:
+        folder = flags.work / f"{row['network']}-{row['seed']}" / "points" / row["folder"]
+        key = {"network": row["network"], "seed": row["seed"], "folder": row["folder"]}
+        if not (folder / "model.onnx").exists() or record.known(**key):
+            continue
+        files = {
+            "float": (flags.shared / "data/models" / NETWORKS[row["network"]][0]).read_bytes(),
+            "written": (folder / "model.onnx").read_bytes(),
+        }
+        times = interleaved(files, Timer(runtime="onnxruntime", threads=2, seconds=0.05), ROUNDS)
+        ratio = compared(times["written"], times["float"], 0.95)
+        record.add(key | {"ms": float(np.median(times["written"])), "float ms": float(np.median(times["float"])),
+                          "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high})  # fmt: skip
+        print(record.rows[-1], flush=True)
+
+
 def by_time(front: Any) -> list[Any]:
     """Points in the order in which they were written."""
     return sorted(front.points, key=lambda point: (point.folder / "evaluation.json").stat().st_mtime)
@@ -174,13 +196,17 @@ def main() -> None:
     made.add_argument("--seed", nargs="+", type=int, default=[0])
     made.add_argument("--work", type=Path, default=Path("mixed.work"), help="points, and what searches keep")
     made.add_argument("--minutes", type=float, default=0.0, help="start no cell after so many; 0 for no bound")
+    made.add_argument("--latency", action="store_true", help="only time the files of the rows that are in --work")
     made.add_argument("--page", action="store_true", help="only write docs/results/mixed.md from the rows")
     made.add_argument("--quiet", action="store_true")
     flags = made.parse_args()
     record, start = Record(flags.output or ROOT / "docs/results/mixed.jsonl"), time.monotonic()
+    latency = Record((flags.output or ROOT / "docs/results/mixed.jsonl").with_suffix(".latency.jsonl"))
+    if flags.latency:
+        timed(record.rows, latency, flags)
     cells = itertools.product(flags.seed, flags.network, flags.space, flags.recipe, flags.bits)
     for seed, network, space, recipe, bits in cells:
-        for method in () if flags.page else ("uniform", *flags.method):
+        for method in () if flags.page or flags.latency else ("uniform", *flags.method):
             key = {"network": network, "space": space, "recipe": recipe, "bits": bits, "method": method, "seed": seed}
             if record.known(**key):
                 continue
@@ -193,16 +219,17 @@ def main() -> None:
                 beside = next(row for row in record.rows if same.items() <= row.items())
                 record.add(mixed(key, beside, flags))
             print({name: record.rows[-1][name] for name in COLUMNS}, flush=True)
-    write_page(ROOT / "docs/results/mixed.md", MARK, "Mixed precision, measured", tables(record.rows))
+    write_page(ROOT / "docs/results/mixed.md", MARK, "Mixed precision, measured", tables(record.rows, latency.rows))
     record.show(COLUMNS)
 
 
 MARK = "<!-- written by benchmarks/mixed_table.py from mixed.jsonl -->"
 
 
-def tables(rows: list[dict[str, Any]]) -> list[str]:
+def tables(rows: list[dict[str, Any]], latencies: list[dict[str, Any]]) -> list[str]:
     """A table for each network and recipe: each method at the bytes of each uniform file."""
     lines: list[str] = []
+    ratios = {(one["network"], one["seed"], one["folder"]): one["ratio"] for one in latencies}
     parts = ("network", "space", "recipe")
     for network, space, recipe in dict.fromkeys(tuple(row[part] for part in parts) for row in rows):
         mine = [row for row in rows if tuple(row[part] for part in parts) == (network, space, recipe)]
@@ -210,8 +237,9 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             "", f"## {network}, {SAID[space]}, points by {recipe}", "",
             f"Accuracy in percent of {mine[0]['images']} dev images, float {100 * mine[0]['float']:.2f}; in brackets "
             "the drop in points with its 95 % interval of a seed, or mean and deviation of several. Seconds are those "
-            "of measuring and solving, all budgets together, without calibrating widths and without making points.",
-            "", "| method | " + " | ".join(f"bytes of {b} bits | mean bits, size, BOPs" for b in BITS)
+            "of measuring and solving, all budgets together, without calibrating widths and without making points. "
+            "Latency is that of a batch of 1, two threads, as a part of the float file's in the same rounds.",
+            "", "| method | " + " | ".join(f"bytes of {b} bits | mean bits, size, BOPs, latency" for b in BITS)
             + " | seconds |",
             "|---|" + "---|" * (2 * len(BITS) + 1),
         ]  # fmt: skip
@@ -219,7 +247,7 @@ def tables(rows: list[dict[str, Any]]) -> list[str]:
             cells = []
             for bits in BITS:
                 found = [row for row in mine if (row["method"], row["bits"]) == (method, bits)]
-                cells += [told(found), costs(found)]
+                cells += [told(found), costs(found, ratios)]
             own = [row for row in mine if row["method"] == method]
             seconds = [row["seconds"] for row in own]  # None where a run before had measured a part
             told_seconds = "" if None in seconds else f"{sum(seconds) / len({row['seed'] for row in own}):.0f}"
@@ -237,12 +265,14 @@ def told(rows: list[dict[str, Any]]) -> str:
     return f"{served:.2f} ({np.mean(drops):+.2f} +- {np.std(drops, ddof=1):.2f}, {len(rows)} seeds)"
 
 
-def costs(rows: list[dict[str, Any]]) -> str:
-    """Mean bits, bytes and BOPs of one cell."""
+def costs(rows: list[dict[str, Any]], ratios: dict[Any, float]) -> str:
+    """Mean bits, bytes, BOPs and latency of one cell."""
     if not rows:
         return ""
     mean = {name: float(np.mean([row[name] for row in rows])) for name in ("mean_bits", "size", "bops")}
-    return f"{mean['mean_bits']:.2f}, {spelled(mean['size'], 'B')}, {spelled(mean['bops'], 'BOP')}"
+    own = [ratios[key] for row in rows if (key := (row["network"], row["seed"], row["folder"])) in ratios]
+    latency = f", {np.mean(own):.2f}" if own else ""
+    return f"{mean['mean_bits']:.2f}, {spelled(mean['size'], 'B')}, {spelled(mean['bops'], 'BOP')}{latency}"
 
 
 if __name__ == "__main__":
