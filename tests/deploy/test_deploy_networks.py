@@ -60,6 +60,40 @@ def test_small_network(name: str, target: str) -> None:
         assert found.proven
 
 
+@pytest.mark.parametrize("reads", [["h", "pads", "zero"], ["h", "pads"], ["h", "pads", "", "axes"]], ids="-".join)
+def test_no_constant_is_written_that_nothing_reads(reads: list[str], tmp_path: Path) -> None:
+    """The runtime warns of such ones whenever it loads the file; the zero that Pad fills in is a code there."""
+    draw = np.random.default_rng(3)
+    constants = {
+        "w1": draw.standard_normal((4, 2, 1, 1)), "w2": draw.standard_normal((8, 4, 1, 1)),
+        "pads": np.array([2, 2] if "axes" in reads else [0, 2, 0, 0, 0, 2, 0, 0]), "axes": np.array([1]),
+        "zero": np.array(0.0),
+    }  # fmt: skip
+    nodes = [
+        ("Conv", ["x", "w1"], "c1"), ("Relu", ["c1"], "h"), ("Conv", ["h", "w2"], "c2"),
+        ("Pad", reads, "p"), ("Add", ["c2", "p"], "y"),
+    ]  # fmt: skip
+    kinds = {"pads": np.int64, "axes": np.int64}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, inputs, [gives], name=gives) for op, inputs, gives in nodes], "shortcut",
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 2, 6, 6]) for name in "x"],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 8, 6, 6])],
+        [onnx.numpy_helper.from_array(a.astype(kinds.get(n, np.float32)), n) for n, a in constants.items()
+         if n in reads or n.startswith('w')],
+    )  # fmt: skip
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10),
+        tmp_path / "float.onnx",
+    )
+    data = {"x": draw.standard_normal((8, 2, 6, 6)).astype(np.float32)}
+    quantized = bw.quantize(tmp_path / "float.onnx", data, target=TARGETS[0])
+    quantized.save(tmp_path / "net.onnx")
+    written = onnx.load(tmp_path / "net.onnx").graph
+    assert "zero" not in {tensor.name for tensor in written.initializer}
+    assert {tensor.name for tensor in written.initializer} <= {name for node in written.node for name in node.input}
+    assert bw.load(tmp_path / "net.onnx").verify(data).proven
+
+
 @pytest.mark.real_data
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize("target", TARGETS)

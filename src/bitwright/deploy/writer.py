@@ -368,14 +368,14 @@ class _Writer:
                 self._constant_codes(v) if v.is_initializer() else self._codes_of(v) for v in values
             ]
         else:
-            arguments = (None if v is None else self._real_of(v, op.op_type) for v in op.inputs[1:])
-            inputs = [self._codes_of(region.inputs[0]), *arguments]
+            arguments = list(op.inputs[1:])
+            padded = [self._scales(site)[1]] if op.op_type == "Pad" else []  # what Pad fills in is the code of zero
+            read = [*arguments[:1], *arguments[2:]] if padded else arguments
+            found = [None if v is None else self._real_of(v, op.op_type) for v in read]
+            inputs = [self._codes_of(region.inputs[0]), *found[:1], *padded, *found[1:]]
         if op.op_type == "GlobalMaxPool":  # takes no uint8; the largest code over the plane is the same
             axes = self._plane_axes(region.inputs[0])
             return self.out.node("ReduceMax", [inputs[0], axes], {}, codes_name(site))
-        if op.op_type == "Pad":
-            zero = self._scales(site)[1]
-            inputs = [*inputs[:2], zero, *inputs[3:]]
         return self.out.node(op.op_type, inputs, op.attributes, codes_name(site))
 
     def _plane_axes(self, x: ir.Value) -> ir.Value:
