@@ -128,7 +128,9 @@ def _remedies(json: Mapping[str, Any]) -> RenderableType:
 
 def line(row: Mapping[str, Any]) -> str:
     """A remedy in one line, for when it has been tried."""
-    ratios = " -> ".join(decibels(found["sqnr_db"]) for found in (row["before"], row["after"]) if found)
+    if row["after"] is None:
+        return f"{row['remedy']}: {_fate(row)}"
+    ratios = " -> ".join(decibels(found["sqnr_db"]) for found in (row["before"], row["after"]))
     return f"{row['remedy']}: {_fate(row)}, {ratios} dB, {row['seconds']:.1f} s"
 
 
