@@ -115,8 +115,7 @@ def by_layer(library: Library, loss: Additive) -> dict[str, tuple[float, ...]]:
 def moved_by(library: Library, site: str) -> list[Tensor]:
     """`Q_k(W) - W` of one layer at 8, 4, 2 bits."""
     weight = library.state.tensor(site)
-    encodings = [library.weights[site, bits].encoding for bits in (8, 4, 2)]
-    return [e.dequantize(e.codes_of(weight)) - weight for e in encodings]
+    return [library.weights[site, bits].values(weight) - weight for bits in (8, 4, 2)]
 
 
 def loss_of(net: nn.Module, weights: Sequence[str], flat: Tensor, x: Tensor, labels: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ def test_a_front_of_two_costs(front: Front, module: nn.Module, images: dict[str,
     assert len({w for w, _ in costs}) > 1 and len({b for _, b in costs}) > 1
     for i, a in enumerate(found.points):  # none is as good in all that was foretold
         for j, b in enumerate(found.points):
+            assert a.loss is not None and b.loss is not None
             assert i == j or any(x > y for x, y in zip((*costs[i], a.loss), (*costs[j], b.loss), strict=True))
     for name in found.over:
         found.plot(tmp_path / f"{name}.svg", name)
@@ -113,7 +114,7 @@ def test_within_a_budget_the_best_is_judged_by_what_was_written(
 def test_other_methods_have_points_of_their_own_within_a_budget(
     front: Front, module: nn.Module, images: dict[str, np.ndarray]
 ) -> None:
-    asked = dict(
+    asked: dict[str, Any] = dict(
         example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True, verify_images=4,
         budget="weights=1/9", refine=0,
     )  # fmt: skip
