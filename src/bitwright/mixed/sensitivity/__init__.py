@@ -19,7 +19,7 @@ SENSITIVITIES: dict[str, Row] = {
     "accuracy": Row(
         f"{_HOME}.accuracy:Accuracy", "accuracy lost with one group lowered in the widest network; labels"
     ),
-    "hawq": Row(f"{_HOME}.hawq:Hawq", "trace of the loss's Hessian times squared noise, of weights alone; labels"),
+    "hawq": Row(f"{_HOME}.hawq:Hawq", "trace of the loss's Hessian times squared noise, activations apart; labels"),
     "fisher": Row(f"{_HOME}.fisher:Fisher", "squared gradients of single images times squared noise; labels"),
     "msq": Row(f"{_HOME}.msq:Msq", "an order: what a layer adds to the accuracy of imprinted classifiers; labels"),
     "random": Row(f"{_HOME}.orders:ByChance", "an order drawn by a seed: what others have to be better than"),
