@@ -200,8 +200,8 @@ def main() -> None:
     made.add_argument("--page", action="store_true", help="only write docs/results/mixed.md from the rows")
     made.add_argument("--quiet", action="store_true")
     flags = made.parse_args()
-    record, start = Record(flags.output or ROOT / "docs/results/mixed.jsonl"), time.monotonic()
-    latency = Record((flags.output or ROOT / "docs/results/mixed.jsonl").with_suffix(".latency.jsonl"))
+    output, start = flags.output or ROOT / "docs/results/mixed.jsonl", time.monotonic()
+    record, latency = Record(output), Record(output.with_suffix(".latency.jsonl"))
     if flags.latency:
         timed(record.rows, latency, flags)
     cells = itertools.product(flags.seed, flags.network, flags.space, flags.recipe, flags.bits)

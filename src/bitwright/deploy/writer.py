@@ -369,10 +369,12 @@ class _Writer:
             ]
         else:
             arguments = list(op.inputs[1:])
-            padded = [self._scales(site)[1]] if op.op_type == "Pad" else []  # what Pad fills in is the code of zero
-            read = [*arguments[:1], *arguments[2:]] if padded else arguments
-            found = [None if v is None else self._real_of(v, op.op_type) for v in read]
-            inputs = [self._codes_of(region.inputs[0]), *found[:1], *padded, *found[1:]]
+            if op.op_type == "Pad":
+                del arguments[1:2]
+            real = (None if v is None else self._real_of(v, op.op_type) for v in arguments)
+            inputs = [self._codes_of(region.inputs[0]), *real]
+            if op.op_type == "Pad":  # what it fills in is the code of zero, whether or not the float op says so
+                inputs.insert(2, self._scales(site)[1])
         if op.op_type == "GlobalMaxPool":  # takes no uint8; the largest code over the plane is the same
             axes = self._plane_axes(region.inputs[0])
             return self.out.node("ReduceMax", [inputs[0], axes], {}, codes_name(site))

@@ -315,7 +315,7 @@ class _Builder:
             # A rounding that was chosen gives these values; a float op that reads stored bits gets what they mean.
             chosen = self.mode == "simulated" and known is not None and known.codes is not None
             if known is not None and (name in self.stored or (chosen and name not in self.quantizers)):
-                tensor = known.dequantize(known.codes_of(tensor))
+                tensor = known.values_of(tensor)
             key = f"constant_{len(self.constants)}"
             if tensor.is_floating_point():
                 self.root.register_parameter(key, nn.Parameter(tensor.clone(), requires_grad=False))

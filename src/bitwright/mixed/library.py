@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitwright.cost.workload import with_widths
+from bitwright.cost.workload import FLOAT, with_widths
 from bitwright.errors import InputError
-from bitwright.mixed.problem import IN_FLOAT, Choices
+from bitwright.mixed.problem import Choices
 from bitwright.mixed.space import Space
 from bitwright.pipeline import State
 from bitwright.plan.encoding import Encoding
@@ -36,7 +36,7 @@ class Stored:
 
     def values(self, weight: Tensor) -> Tensor:
         """The weight at its codes, or as it is."""
-        return weight if self.encoding is None else self.encoding.dequantize(self.encoding.codes_of(weight))
+        return weight if self.encoding is None else self.encoding.values_of(weight)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,7 +146,7 @@ def stock(space: Space, base: State, quantized: Callable[[Plan], State]) -> Libr
     for group in space.groups:
         for product in space.products[group.name] if any(width.in_float for width in group.choices) else ():
             own = None if product.region.bias is None else base.tensor(product.region.bias.name or "")
-            weights[weight_site(product.region.weight), IN_FLOAT] = Stored(encoding=None, bias=own)
+            weights[weight_site(product.region.weight), FLOAT] = Stored(encoding=None, bias=own)
     return Library(space=space, state=first, weights=weights, activations=activations)
 
 

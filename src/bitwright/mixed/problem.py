@@ -14,11 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bitwright.cost.workload import FLOAT
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
 
-#: Bits of weights in float.
-IN_FLOAT = 32
 #: One choice index per group.
 Choices = tuple[int, ...]
 #: Per group, a number for each of its choices.
@@ -33,10 +32,10 @@ ROUNDING = 1e-12
 class Width:
     """Bits of the weights and activations of a group; None where it has none, or they do not move.
 
-    A group whose weights have IN_FLOAT bits runs in float.
+    A group whose weights have FLOAT bits runs in float.
 
     Raises:
-        InputError: a width that is not 1 to 16, or IN_FLOAT of weights.
+        InputError: a width that is not 1 to 16, or FLOAT of weights.
 
     Example:
         >>> str(Width(4, 8)), str(Width(4, None))
@@ -54,7 +53,7 @@ class Width:
     @property
     def in_float(self) -> bool:
         """Whether the group runs in float."""
-        return self.weight == IN_FLOAT
+        return self.weight == FLOAT
 
     def __str__(self) -> str:
         if self.in_float:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bitwright.cost.table import Table, Widths
-from bitwright.cost.workload import Product, Workload, candidates, workload
+from bitwright.cost.workload import FLOAT, Product, Workload, candidates, workload
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.lookup import did_you_mean
-from bitwright.mixed.problem import IN_FLOAT, Additive, Due, Group, Width
+from bitwright.mixed.problem import Additive, Due, Group, Width
 from bitwright.pipeline import State
 from bitwright.placement.ends import end_sites
 
@@ -95,7 +95,7 @@ def space_of(
 
     Args:
         state: with a plan.
-        weights: widths of weights to choose from, IN_FLOAT for regions in float; the target's own up to 8 bits if
+        weights: widths of weights to choose from, FLOAT for regions in float; the target's own up to 8 bits if
             empty.
         activations: widths of activations to choose from; those of the plan stay if empty.
         tied: a region's weight and the activation it reads have the same bits; `activations` is not said then.
@@ -115,16 +115,16 @@ def space_of(
         if len(set(asked)) < len(asked):
             raise InputError(name, f"{_told(asked)}: a width twice", "different widths")
     first, second = candidates(load.target, weights, activations, "widths to choose from")
-    if not [w for w in first if w != IN_FLOAT]:
+    if not [w for w in first if w != FLOAT]:
         raise InputError("weights", "have no width but float", "widths of integers to choose from, too")
     if tied:
-        missing = [b for b in first if b not in load.target.activation_bits and b != IN_FLOAT]
+        missing = [b for b in first if b not in load.target.activation_bits and b != FLOAT]
         if missing:
             raise UnsupportedError(
                 "tied widths", f"{missing[0]}-bit activations",
                 f"activations of {_told(sorted(load.target.activation_bits))} bits, as {load.target.name} has them",
             )  # fmt: skip
-        second = [w for w in first if w != IN_FLOAT]
+        second = [w for w in first if w != FLOAT]
     fixed_sites = set() if ends else {v.name or "" for v in end_sites(load.model, load.regions)}
     fixed: dict[str, str] = {}
     moving: list[Product] = []
@@ -167,8 +167,8 @@ def _choices(weights: Sequence[int], activations: Sequence[int], tied: bool, rea
     if not reads:
         return tuple(Width(w, None) for w in weights)
     # What a group in float reads may be read in integers elsewhere: it is then as wide as it can be.
-    in_float = [Width(w, max(activations)) for w in weights if w == IN_FLOAT]
-    weights = [w for w in weights if w != IN_FLOAT]
+    in_float = [Width(w, max(activations)) for w in weights if w == FLOAT]
+    weights = [w for w in weights if w != FLOAT]
     if tied:
         return (*in_float, *(Width(w, w) for w in weights))
     both = [*in_float, *(Width(w, a) for w in weights for a in activations)]

@@ -63,6 +63,10 @@ class Encoding:
             return self.integers(codes).float() * self.parameters(codes)[0]
         return dequantize(codes, *self.parameters(codes))
 
+    def values_of(self, x: Tensor) -> Tensor:
+        """Real values of a constant at the codes that were chosen for it, or at its nearest ones."""
+        return self.dequantize(self.codes_of(x))
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Quantize and dequantize, with the straight-through gradient."""
         if self.levels is not None:

@@ -110,7 +110,7 @@ class CorrectBias:
                 continue
             weight = state.tensor(layer.weight)
             encoding = state.encodings[layer.weight]
-            error = encoding.dequantize(encoding.codes_of(weight)).double() - weight.double()
+            error = encoding.values_of(weight).double() - weight.double()
             inputs = moments.over(layer.group * layer.rows(weight).shape[1]).mean
             if region.op.op_type == "ConvTranspose":  # each output meets one part of the kernel
                 for stride in region.op.attributes.get_ints("strides", ()):

@@ -19,7 +19,7 @@ from bitwright.mixed.jobs.cluster import RayCluster
 from bitwright.mixed.jobs.executor import Executor
 from bitwright.mixed.jobs.here import Here
 from bitwright.mixed.jobs.processes import Processes
-from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.sensitivity import SENSITIVITIES, is_order
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.recipes.recipe import checked_settings, load_recipe, parse_settings
 from bitwright.verbs.aim import Aim, parse_budgets
@@ -232,7 +232,7 @@ def _images(
     measured = data_for(network, eval_data, terminal, **opened | {"limit": 0}) if eval_data else calibration
     digests = f"{digest_of(calibration)} {digest_of(measured)}"
     method = lookup(SENSITIVITIES, aim.method, "method").load()
-    if validation is None and hasattr(method, "trajectory") and method.needs_labels:
+    if validation is None and is_order(aim.method) and method.needs_labels:
         calibration, validation = calibration.halved(terminal.seed)
         terminal.note(f"note: {aim.method} scores on half of the images of --data; give --val-data for others")
     if aim.max_drop is not None or (eval_data and measured.labels is not None):
@@ -267,12 +267,12 @@ def _aim(aim: Aim) -> Aim:
         raise InputError("--over", f"is {','.join(aim.over) or 'empty'}", "one cost, or two different ones")
     if len(aim.over) > 1 and (aim.max_drop is not None or aim.budgets):
         raise InputError(f"--over {','.join(aim.over)}", "is a front of two costs, which has no bounds", "one cost")
-    if len(aim.over) > 1 and hasattr(lookup(SENSITIVITIES, aim.method, "method").load(), "trajectory"):
+    orders = is_order(aim.method)
+    if len(aim.over) > 1 and orders:
         raise InputError(
             f"--over {','.join(aim.over)}", f"{aim.method} is an order, whose walk is one line", "one cost"
         )
-    row = lookup(SENSITIVITIES, aim.method, "method").load()
-    if aim.refine and hasattr(row, "trajectory"):
+    if aim.refine and orders:
         raise InputError(
             f"--refine {aim.refine}",
             f"{aim.method} is an order, and foretells no losses",
@@ -280,7 +280,7 @@ def _aim(aim: Aim) -> Aim:
         )
     if aim.solver:
         lookup(SOLVERS, aim.solver, "solver")
-        if hasattr(row, "trajectory"):
+        if orders:
             raise InputError(
                 f"--solver {aim.solver}", f"{aim.method} is an order, which takes the solver's place", "no --solver"
             )
@@ -298,13 +298,12 @@ def _also(text: str, method: str, budget: str | Sequence[str]) -> tuple[str, ...
         InputError: no budget, an order, or no such method.
     """
     if not text:
-        is_order = hasattr(lookup(SENSITIVITIES, method, "method").load(), "trajectory")
-        return (ALSO,) if budget and not is_order and method != ALSO else ()
+        return (ALSO,) if budget and not is_order(method) and method != ALSO else ()
     names = tuple(name for name in dict.fromkeys(text.split(",")) if name not in (NONE, method))
     if names and not budget:
         raise InputError(f"--also {text}", "needs a budget", "--budget, as size=1/8", "or no --also")
     for name in names:
-        if hasattr(lookup(SENSITIVITIES, name, "method").load(), "trajectory"):
+        if is_order(name):
             raise InputError(f"--also {name}", "is an order, and has a walk of its own", "a method with losses")
     return names
 
@@ -318,8 +317,7 @@ def tries_of(refine: int | None, method: str, budget: str | Sequence[str]) -> in
     """
     if refine is not None:
         return refine
-    is_order = hasattr(lookup(SENSITIVITIES, method, "method").load(), "trajectory")
-    return TRIED if budget and not is_order else 0
+    return TRIED if budget and not is_order(method) else 0
 
 
 def _executor(processes: int, ray: str) -> Executor:

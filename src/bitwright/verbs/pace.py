@@ -78,12 +78,11 @@ class Pace:
     Args:
         bench: of all tries.
         minutes: what all tries may take; 0 for any time.
-        seconds: of an image by the float network; measured if not given.
     """
 
-    def __init__(self, bench: Bench, minutes: float, seconds: float | None = None) -> None:
+    def __init__(self, bench: Bench, minutes: float) -> None:
         self.bench, self.limit = bench, 60 * minutes if minutes else float("inf")
-        self.image = float_seconds(bench) if seconds is None else seconds
+        self.image = float_seconds(bench)
         self.spent = 0.0
         self._tried = self._expected = 0.0
 

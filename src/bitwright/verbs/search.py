@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bitwright.cost.workload import FLOAT
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError, UnsupportedError
-from bitwright.mixed.problem import IN_FLOAT
 from bitwright.recipes.recipe import parse_settings
 from bitwright.verbs.fronts import Front, found_front, front_of, point_json
 from bitwright.verbs.open_search import open_search
@@ -21,7 +21,7 @@ from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.verb import Outcome, argument, option
 
 #: Widths that have a name.
-WORDS = {"float": IN_FLOAT}
+WORDS = {"float": FLOAT}
 #: Files of a search beside its points.
 FRONT, PICTURE = "front.json", "front.png"
 

@@ -26,7 +26,7 @@ from bitwright.mixed.jobs.executor import Executor
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.problem import Additive, Assignment, Choices, Problem, within
 from bitwright.mixed.refine import refine
-from bitwright.mixed.sensitivity import SENSITIVITIES
+from bitwright.mixed.sensitivity import SENSITIVITIES, is_order
 from bitwright.mixed.sensitivity.measure import Whole, by_divergence
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.mixed.solvers.greedy import Step
@@ -143,7 +143,7 @@ class Searching:
         terminal, images = self.terminal, self.images
         self.measure = _made(SENSITIVITIES, self.aim.method, self.aim.measure, "method")
         # An order that needs labelled images has a walk of its own; what it costs is said before it begins.
-        self.orders = hasattr(self.measure, "trajectory")
+        self.orders = is_order(self.aim.method)
         self.measures = {self.aim.method: self.measure} | {
             name: _made(SENSITIVITIES, name, {}, "--also") for name in self.aim.also
         }  # fmt: skip
@@ -154,7 +154,6 @@ class Searching:
         self.shelf = Shelf(
             self.folder / "kept", origin_of(self.network, images.calibration, self.placing, terminal.seed)
         )
-        self.loss: Additive | None = None
         self._losses: dict[str, Additive] = {}
         self._check_labels()
         self.library = library_of(
@@ -185,6 +184,11 @@ class Searching:
         if not self.network_path.exists() or self.network_path.read_bytes() != content:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self.network_path, content)
+
+    @property
+    def loss(self) -> Additive | None:
+        """The losses of the aim's method; None before they are measured, and of an order."""
+        return self._losses.get(self.aim.method)
 
     def losses(self, method: str = "") -> Additive:
         """The loss of every choice of every group, by a sensitivity that has one; that of the aim if not said."""
@@ -223,16 +227,15 @@ class Searching:
 
     def chosen(self) -> list[Assignment]:
         """The points of a front."""
-        if not self.orders:
-            self.loss = self.losses()
-        if self.loss is None:
+        if self.orders:
             return spread(self.steps({}), self.aim.over[0], self.aim.points)
-        problem = self._problem(self.loss, {})
+        loss = self.losses()
+        problem = self._problem(loss, {})
         solver = _made(SOLVERS, self.aim.solver or "pareto", self._front(), "solver")
         found = []
         for point in solver(problem).points:
             costs = {key: point.costs[key] for key in self._all_limits(dict.fromkeys(self.aim.over, 0.0))}
-            found.append(self._refined(self._problem(self.loss, costs), point))
+            found.append(self._refined(self._problem(loss, costs), point))
         return list({point.choices: point for point in found}.values())
 
     def one_width(self) -> list[Assignment]:
@@ -251,13 +254,10 @@ class Searching:
     def within(self, limits: Mapping[str, float], method: str = "") -> Assignment:
         """The best within limits by a sensitivity; of an order, the end of its walk."""
         name = method or self.aim.method
-        if hasattr(self.measures[name], "trajectory"):
+        if is_order(name):
             return self.steps(limits)[-1]
-        loss = self.losses(name)
-        if name == self.aim.method:
-            self.loss = loss
         solver = _made(SOLVERS, self.aim.solver or "milp", self.aim.solving, "solver")
-        problem = self._problem(loss, self._all_limits(limits))
+        problem = self._problem(self.losses(name), self._all_limits(limits))
         best: Assignment = solver(problem).best
         return self._refined(problem, best) if name == self.aim.method else best
 

@@ -5,7 +5,7 @@ The last three are no tables of losses but orders (`measure.Ordering`): what to 
 
 from __future__ import annotations
 
-from bitwright.lookup import Row
+from bitwright.lookup import Row, lookup
 
 _HOME = "bitwright.mixed.sensitivity"
 
@@ -25,3 +25,16 @@ SENSITIVITIES: dict[str, Row] = {
     "random": Row(f"{_HOME}.orders:ByChance", "an order drawn by a seed: what others have to be better than"),
     "size": Row(f"{_HOME}.orders:BySize", "an order, the largest group first: what others have to be better than"),
 }
+
+
+def is_order(method: str) -> bool:
+    """Whether a row gives no losses, but a walk that takes the place of a solver (`measure.Ordering`).
+
+    Raises:
+        InputError: no such row.
+
+    Example:
+        >>> is_order("msq"), is_order("kl")
+        (True, False)
+    """
+    return hasattr(lookup(SENSITIVITIES, method, "method").load(), "trajectory")

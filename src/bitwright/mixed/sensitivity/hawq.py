@@ -305,7 +305,7 @@ class Hawq:
         self, library: Library, batches: Batches, kept: Kept, told: Callable[[float], None]
     ) -> dict[str, dict[int, float]]:
         """`{root: {bits: max(Tr, 0) / n ||Q(a) - a||^2}}`, means over images."""
-        network, count = Differentiable(library, activations=True), len(list(batches))
+        network, count = Differentiable(library, activations=True), -(-len(batches) // batches.batch_size)
         roots = list(network.taps)
         widths = {
             root: sorted({bits for site, bits in library.activations if site == root}, reverse=True) for root in roots

@@ -183,4 +183,4 @@ def without_stored(state: State, plan: Plan) -> State:
 
 def chosen(encoding: Encoding, tensor: Tensor) -> Chosen:
     """A constant at its codes."""
-    return Chosen(encoding.dequantize(encoding.codes_of(tensor)))
+    return Chosen(encoding.values_of(tensor))

@@ -60,7 +60,7 @@ class AlternatingRounding(nn.Module):
 
     def _near(self, weight: Tensor) -> Tensor:
         found = self._nearest(weight)
-        return found.dequantize(found.codes_of(weight)) / self.step
+        return found.values_of(weight) / self.step
 
     def _nearest(self, weight: Tensor) -> Encoding:
         granularity, spec = self.encoding.spec.granularity, self.encoding.spec

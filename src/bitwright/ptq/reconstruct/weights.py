@@ -63,7 +63,7 @@ class Nearest(nn.Module):
     def __init__(self, weight: Tensor, encoding: Encoding, strength: float = 0.0) -> None:
         super().__init__()
         self.encoding, self.beta, self.time = encoding, None, 0.0
-        self.register_buffer("value", encoding.dequantize(encoding.codes_of(weight)))
+        self.register_buffer("value", encoding.values_of(weight))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The rounded weight."""
