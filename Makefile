@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint style types tests format clean
 
 help:
 	@echo "make demo     train a small network on digits, quantize it, prove it, show what it costs"
@@ -17,14 +17,22 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/bitwright demo
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m "not slow"
+# Types take a minute of one core: the tests begin meanwhile.
+test: style
+	@$(MAKE) --no-print-directory -j2 types tests
 
-lint: $(VENV)/.installed-dev
+lint: style types
+
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+tests: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -n 2 --dist loadgroup -m "not slow"
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

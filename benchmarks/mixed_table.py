@@ -110,7 +110,7 @@ def searching(key: dict[str, Any], flags: Any, **aim: Any) -> Searching:
     file, folder = NETWORKS[network]
     calibration, validation = images_of(network, seed, flags)
     path = Path(tempfile.gettempdir()) / f"mixed-{recipe.replace(' ', '-')}.yaml"
-    steps = ["fold_batchnorm", {"equalize": None, "when": "depthwise or per_tensor"}, "place",
+    steps = ["fold_batchnorm", {"equalize": {"relu6": "widen"}, "when": "depthwise or per_tensor"}, "place",
              {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
     path.write_text(yaml.safe_dump({"help": recipe, "steps": steps}))
     widest = resolve_target("auto", Terminal()).widest_weight

@@ -38,15 +38,15 @@ class Ran:
 Cli = Callable[..., Ran]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+@pytest.fixture(scope="session")
+def cli() -> Cli:
     """`cli("verify", path, ...)` runs a command in this process."""
 
     def run(*arguments: object) -> Ran:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return Ran(code=code, out=found.out, err=found.err)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+        return Ran(code=code, out=out.getvalue(), err=err.getvalue())
 
     return run
 
@@ -85,18 +85,15 @@ def scores(float_file: Path, int8_file: Path, test_images: Path) -> dict[str, np
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+def demo(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
     """What `bitwright demo --json --quiet` printed, and its folder; the training is cut short."""
     from bitwright.verbs import demo as module
 
     folder = tmp_path_factory.mktemp("demo") / "out"
-    out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "train_digits", lambda *a, **k: train_digits(*a, **{**k, "epochs": 2}))
         patch.setattr(module, "ROUNDS", 1)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(["demo", "--output", str(folder), "--json", "--quiet"])
-    return Ran(code=code, out=out.getvalue(), err=err.getvalue()), folder
+        return cli("demo", "--output", folder, "--json", "--quiet"), folder
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bitwright.verbs.searching as searching
-from bitwright.cli import main
 from bitwright.errors import UnsupportedError
 from bitwright.verbs.fronts import Front
 from bitwright.verbs.points import PointJob, make_point
@@ -29,27 +26,6 @@ from bitwright.verbs.points import PointJob, make_point
 SCHEMA = json.loads((resources.files("bitwright.verbs") / "schema.json").read_text())
 #: Keys whose values are no result: they differ from run to run.
 CHANGING = ("seconds", "peak_memory_mb", "folder", "file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The object that it printed."""
-        return json.loads(self.out)
-
-
-def command(*arguments: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
-    return Ran(code=code, out=out.getvalue(), err=err.getvalue())
 
 
 def network(path: Path, seed: int = 0) -> None:
@@ -105,14 +81,14 @@ FRONT = ("--points", 3, "--uniform")
 
 
 @pytest.fixture(scope="module")
-def front(files: Path) -> tuple[Ran, Path]:
+def front(cli: Any, files: Path) -> tuple[Any, Path]:
     """A front of three points with those of one width, and its folder, which no test changes."""
     folder = files / "front"
-    return command(*labelled(files, folder, *FRONT)), folder
+    return cli(*labelled(files, folder, *FRONT)), folder
 
 
 @pytest.fixture
-def copied(front: tuple[Ran, Path], tmp_path: Path) -> Path:
+def copied(front: tuple[Any, Path], tmp_path: Path) -> Path:
     """A copy of the front's folder."""
     return Path(shutil.copytree(front[1], tmp_path / "copy"))
 
@@ -138,8 +114,8 @@ def result(found: Any) -> Any:
     return [result(value) for value in found] if isinstance(found, list) else found
 
 
-def refused(told: str, *given: object, code: int = 2) -> None:
-    ran = command(*given)
+def refused(cli: Any, told: str, *given: object, code: int = 2) -> None:
+    ran = cli(*given)
     assert ran.code == code and ran.out == "", ran
     assert told in ran.err and "Traceback" not in ran.err, ran.err
     assert ran.err.splitlines()[-1].startswith("bitwright: ")
@@ -148,7 +124,7 @@ def refused(told: str, *given: object, code: int = 2) -> None:
 # Fronts.
 
 
-def test_a_front_is_written_measured_and_verified(front: tuple[Ran, Path]) -> None:
+def test_a_front_is_written_measured_and_verified(front: tuple[Any, Path]) -> None:
     ran, folder = front
     assert ran.code == 0
     found = ran.json
@@ -171,16 +147,16 @@ def test_a_front_is_written_measured_and_verified(front: tuple[Ran, Path]) -> No
     assert uniform == {7.0, 4.0, 2.0}
 
 
-def test_points_of_a_front_lose_less_for_more(front: tuple[Ran, Path]) -> None:
+def test_points_of_a_front_lose_less_for_more(front: tuple[Any, Path]) -> None:
     ladder = [point for point in front[0].json["points"] if point["kind"] == "search"]
     assert [point["loss"] for point in ladder] == sorted((point["loss"] for point in ladder), reverse=True)
     assert front[0].json["best"] in [point["name"] for point in ladder]
     assert sum(point["best"] for point in front[0].json["points"]) == 1
 
 
-def test_people_read_a_table(files: Path, front: tuple[Ran, Path], copied: Path) -> None:
+def test_people_read_a_table(cli: Any, files: Path, front: tuple[Any, Path], copied: Path) -> None:
     given = [argument for argument in labelled(files, copied, *FRONT) if argument != "--json"]
-    ran = command(*given)
+    ran = cli(*given)
     best = front[0].json["best"]
     assert ran.code == 0 and f"most accurate: {best}" in ran.out
     assert all(point["name"] in ran.out for point in front[0].json["points"])
@@ -189,8 +165,8 @@ def test_people_read_a_table(files: Path, front: tuple[Ran, Path], copied: Path)
 # Budgets.
 
 
-def test_budgets_are_met_by_what_is_written(files: Path, copied: Path) -> None:
-    ran = command(*labelled(files, copied, "--budget", "size=2/5", "--budget", "weights=5000"))
+def test_budgets_are_met_by_what_is_written(cli: Any, files: Path, copied: Path) -> None:
+    ran = cli(*labelled(files, copied, "--budget", "size=2/5", "--budget", "weights=5000"))
     found = ran.json
     assert ran.code == 0 and found["met"] and found["excess"] == {}
     (point,) = [point for point in found["points"] if point["best"]]
@@ -201,12 +177,12 @@ def test_budgets_are_met_by_what_is_written(files: Path, copied: Path) -> None:
     assert free == found  # the front's own was replaced by that of this search
 
 
-def test_impossible_budgets_say_what_can_be_reached(files: Path, copied: Path, made: list[str]) -> None:
+def test_impossible_budgets_say_what_can_be_reached(cli: Any, files: Path, copied: Path, made: list[str]) -> None:
     before = sorted(path.relative_to(copied) for path in copied.rglob("*"))
     refused(
-        "limit of size: ", *labelled(files, copied, "--budget", "size=1/100")
+        cli, "limit of size: ", *labelled(files, copied, "--budget", "size=1/100")
     )  # fmt: skip
-    ran = command(*labelled(files, copied, "--budget", "weights=1/1000"))
+    ran = cli(*labelled(files, copied, "--budget", "weights=1/1000"))
     assert "(the least that can be reached) to " in ran.err and "(the most); raise it, or offer narrower" in ran.err
     assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before and made == []
 
@@ -214,24 +190,26 @@ def test_impossible_budgets_say_what_can_be_reached(files: Path, copied: Path, m
 # Drops of accuracy.
 
 
-def test_the_cheapest_within_a_drop(files: Path, front: tuple[Ran, Path], copied: Path, made: list[str]) -> None:
+def test_the_cheapest_within_a_drop(
+    cli: Any, files: Path, front: tuple[Any, Path], copied: Path, made: list[str]
+) -> None:
     ladder = [point for point in front[0].json["points"] if point["kind"] == "search"]
     goal = max(100 * point["drop"]["drop"] for point in ladder) + 0.01
-    ran = command(*labelled(files, copied, "--points", 3, "--max-drop", f"{goal:.4f}", "--confidence", 0))
+    ran = cli(*labelled(files, copied, "--points", 3, "--max-drop", f"{goal:.4f}", "--confidence", 0))
     found = ran.json
     assert ran.code == 0 and found["met"] and made == []  # all points are those of the front
     assert found["best"] == ladder[0]["name"]  # all are within, so it is the cheapest
 
 
-def test_bounds_that_are_missed_name_the_nearest(files: Path, tmp_path: Path) -> None:
+def test_bounds_that_are_missed_name_the_nearest(cli: Any, files: Path, tmp_path: Path) -> None:
     given = labelled(files, tmp_path / "s", "--points", 2, "--max-drop", 0.01)
     given[given.index("7,4,2")] = "2,1"
-    ran = command(*given)
+    ran = cli(*given)
     found = ran.json
     assert ran.code == 1 and not found["met"] and set(found["excess"]) == {"drop"} and found["excess"]["drop"] > 0
     assert json.loads((tmp_path / "s" / "front.json").read_text()) == found
     assert sum(point["best"] for point in found["points"]) == 1
-    ran = command(*(argument for argument in given if argument != "--json"))
+    ran = cli(*(argument for argument in given if argument != "--json"))
     assert ran.code == 1 and "BOUNDS MISSED (drop <= 0.01 points at a confidence of 0.95); nearest is" in ran.out
     assert found["best"] in ran.out and "points above the goal" in ran.out
 
@@ -275,24 +253,26 @@ def test_bounds_that_are_missed_name_the_nearest(files: Path, tmp_path: Path) ->
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_bad_flags_are_told(more: Sequence[object], told: str, files: Path, tmp_path: Path, made: list[str]) -> None:
+def test_bad_flags_are_told(
+    cli: Any, more: Sequence[object], told: str, files: Path, tmp_path: Path, made: list[str]
+) -> None:
     given = arguments(files, tmp_path / "s")
     for flag in [flag for flag in more if flag in given]:
         at = given.index(flag)
         del given[at : at + 2]
-    refused(told, *given, *more)
+    refused(cli, told, *given, *more)
     assert made == [] and not list(tmp_path.rglob("*.onnx"))
 
 
-def test_labels_that_are_no_classes_are_refused_where_they_are_counted(files: Path, tmp_path: Path) -> None:
+def test_labels_that_are_no_classes_are_refused_where_they_are_counted(cli: Any, files: Path, tmp_path: Path) -> None:
     given = arguments(files, tmp_path / "s", "--val-data", files / "values.npz", "--method", "accuracy")
-    refused("values.npz: has labels from ", *given)
+    refused(cli, "values.npz: has labels from ", *given)
 
 
 @pytest.mark.parametrize("output", ["net.onnx", "net.onnx/s"])
-def test_an_output_that_is_a_file_is_refused(output: str, files: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(cli: Any, output: str, files: Path) -> None:
     before = (files / "net.onnx").read_bytes()
-    refused(f"{output}: ", *arguments(files, files / output))
+    refused(cli, f"{output}: ", *arguments(files, files / output))
     assert (files / "net.onnx").read_bytes() == before
 
 
@@ -300,7 +280,7 @@ def test_an_output_that_is_a_file_is_refused(output: str, files: Path) -> None:
 
 
 def test_a_killed_search_goes_on(
-    files: Path, front: tuple[Ran, Path], copied: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    cli: Any, files: Path, front: tuple[Any, Path], copied: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluations = sorted((copied / "points").glob("*/evaluation.json"))
     assert len(evaluations) >= 4
@@ -318,16 +298,16 @@ def test_a_killed_search_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(searching, "make_point", killed)
-        assert command(*labelled(files, copied, *FRONT)).code == 130
+        assert cli(*labelled(files, copied, *FRONT)).code == 130
     assert len(made) == 1
-    ran = command(*labelled(files, copied, *FRONT))
+    ran = cli(*labelled(files, copied, *FRONT))
     assert ran.code == 0 and sorted(made) == sorted(lost)  # each once: what was done was not made again
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert result(ran.json) == result(front[0].json)
 
 
 def test_a_library_file_that_cannot_be_read_is_made_anew(
-    files: Path, front: tuple[Ran, Path], copied: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+    cli: Any, files: Path, front: tuple[Any, Path], copied: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = sorted((copied / "kept").glob("library-*.pt"))
     sound = [path.read_bytes() for path in paths]
@@ -340,7 +320,7 @@ def test_a_library_file_that_cannot_be_read_is_made_anew(
         raise UnsupportedError("picture", "matplotlib is not installed")
 
     monkeypatch.setattr(Front, "plot", unable)
-    ran = command(*labelled(files, copied, *FRONT))
+    ran = cli(*labelled(files, copied, *FRONT))
     assert ran.code == 0 and made == []
     assert all(f"{path} cannot be read (" in ran.err for path in paths) and ran.err.count("): made anew") == 3
     assert "note: no picture: picture: matplotlib is not installed" in ran.err
@@ -348,25 +328,25 @@ def test_a_library_file_that_cannot_be_read_is_made_anew(
 
 
 def test_what_was_kept_of_another_network_is_not_used(
-    files: Path, front: tuple[Ran, Path], copied: Path, made: list[str]
+    cli: Any, files: Path, front: tuple[Any, Path], copied: Path, made: list[str]
 ) -> None:
     there = list((copied / "kept").iterdir())
     more = ("--eval-data", files / "eval.npz", "--budget", "weights=5000", "--also", "none")
-    found = command(*arguments(files, copied, *more, model="other.onnx"))
+    found = cli(*arguments(files, copied, *more, model="other.onnx"))
     assert found.code == 0 and len(made) == 2  # what was found, and one width for all
     (note,) = found.json["notes"]
     assert note == f"{len(there)} files in {copied / 'kept'} are of other networks, data or settings: not used"
     assert f"note: {note}" in found.err
-    again = command(*labelled(files, copied, *FRONT))
+    again = cli(*labelled(files, copied, *FRONT))
     assert again.code == 0 and len(made) == 2  # the first network's points are there still
     assert result(again.json["points"]) == result(front[0].json["points"])
 
 
-def test_processes_find_the_same(files: Path, front: tuple[Ran, Path], copied: Path) -> None:
+def test_processes_find_the_same(cli: Any, files: Path, front: tuple[Any, Path], copied: Path) -> None:
     lost = sorted((copied / "points").iterdir())[:2]
     for folder in lost:
         shutil.rmtree(folder)
-    ran = command(*labelled(files, copied, *FRONT, "--processes", 2))
+    ran = cli(*labelled(files, copied, *FRONT, "--processes", 2))
     assert ran.code == 0
     assert result(ran.json) == result(front[0].json)
     assert (copied / "front.png").read_bytes() == (front[1] / "front.png").read_bytes()
@@ -375,10 +355,10 @@ def test_processes_find_the_same(files: Path, front: tuple[Ran, Path], copied: P
         assert (folder / "model.onnx").read_bytes() == here.read_bytes()
 
 
-def test_labels_that_are_no_classes_are_left_out(files: Path, tmp_path: Path) -> None:
+def test_labels_that_are_no_classes_are_left_out(cli: Any, files: Path, tmp_path: Path) -> None:
     given = arguments(files, tmp_path / "s", "--budget", "weights=1/5", "--free-ends", "--method", "kl")
     given[given.index(files / "calib.npz")] = files / "values.npz"
-    ran = command(*given)
+    ran = cli(*given)
     found = ran.json
     assert ran.code == 0 and found["float"]["accuracy"] is None and found["points"][0]["drop"] is None
     assert found["same_images"] and "points are measured on the calibration images" in ran.err
@@ -388,12 +368,12 @@ def test_labels_that_are_no_classes_are_left_out(files: Path, tmp_path: Path) ->
 # Sensitivity.
 
 
-def test_sensitivity_lists_groups(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sensitivity_lists_groups(cli: Any, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bitwright.mixed.sensitivity.sqnr import Sqnr
 
     given: list[object] = ["sensitivity", files / "net.onnx", "--data", files / "calib.npz", "--batch", 8,
                            "--weights", "7,4,2", "--method", "sqnr", "--keep", tmp_path / "kept"]  # fmt: skip
-    ran = command(*given, "--json")
+    ran = cli(*given, "--json")
     assert ran.code == 0
     found = ran.json
     schema = {**SCHEMA, "$ref": f"#/$defs/{quote('sensitivity')}"}
@@ -414,16 +394,16 @@ def test_sensitivity_lists_groups(files: Path, tmp_path: Path, monkeypatch: pyte
         return step(self, *given)
 
     monkeypatch.setattr(Sqnr, "_batch", counted)
-    again = command(*given, "--json").json
+    again = cli(*given, "--json").json
     assert len(ran_again) == 2 and result(again) == result(found)
-    table = command(*given)
+    table = cli(*given)
     assert table.code == 0 and len(ran_again) == 2
     assert "at most 11 of the network, over 32 images" in table.out and "fc does not move: an end of" in table.out
 
 
-def test_sensitivity_without_keep_leaves_nothing(files: Path, tmp_path: Path) -> None:
+def test_sensitivity_without_keep_leaves_nothing(cli: Any, files: Path, tmp_path: Path) -> None:
     given: list[object] = ["sensitivity", files / "net.onnx", "--data", files / "calib.npz", "--weights", "4,2"]
     with contextlib.chdir(tmp_path):
-        ran = command(*given, "--tied", "--method", "zeroq", "--quiet")
+        ran = cli(*given, "--tied", "--method", "zeroq", "--quiet")
     assert ran.code == 0 and "W4A4" in ran.out and ran.err == ""
     assert list(tmp_path.iterdir()) == []

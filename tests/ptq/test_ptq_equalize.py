@@ -19,7 +19,15 @@ from bitwright.graph.regions import activation_bounds
 from bitwright.models import build
 from bitwright.pipeline import State, run_chain
 from bitwright.plan.plan import Plan
-from bitwright.ptq.equalize import Equalize, equalizable_sets, equalization_factors, input_ranges, output_ranges
+from bitwright.ptq.equalize import (
+    Equalize,
+    counted,
+    equalizable_sets,
+    equalization_factors,
+    input_ranges,
+    output_ranges,
+    stayed_below,
+)
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
 from bitwright.ptq.programs import float_program
 
@@ -210,12 +218,7 @@ def test_statistics_of_a_batch_norm_before_a_layer_follow(folded: Folded) -> Non
 
 def test_a_wider_bound_is_nearer_to_the_function_than_none(folded: Folded) -> None:
     """s = [2, 1/3]: the bound 18 is exact for the second channel, and lets the first rise to 36 where it was 6."""
-    clip = ("Clip", "a zero six", "m")
-    weights = {
-        "a.weight": np.array([4, 1], np.float32).reshape(2, 1, 1, 1), "zero": np.array(0, np.float32),
-        "b.weight": np.array([1, 9], np.float32).reshape(1, 2, 1, 1), "six": np.array(6, np.float32),
-    }  # fmt: skip
-    state = folded([("Conv", "x a.weight", "a"), clip, ("Conv", "m b.weight", "y")], weights, (1, 4, 4))
+    state = bounded_pair(folded)
     widened, replaced = (Equalize(relu6=how)(state) for how in ("widen", "replace"))
     (node,) = (n for n in widened.model.graph if n.op_type == "Clip")
     bounds = activation_bounds(node)
@@ -225,6 +228,91 @@ def test_a_wider_bound_is_nearer_to_the_function_than_none(folded: Folded) -> No
     assert wanted == pytest.approx([0, 5.6 + 9 * 1.4, 6 + 54, 6 + 54])
     assert found == pytest.approx([0, 5.6 + 9 * 1.4, 32 + 54, 36 + 54])
     assert loose == pytest.approx([0, 5.6 + 9 * 1.4, 32 + 72, 200 + 450])
+
+
+# ReLU6 that channels get to.
+
+
+def bounded_pair(folded: Folded) -> State:
+    """Two layers around a ReLU6, r1 = [4, 1], r2 = [1, 9]; alone they would take s = [2, 1/3]."""
+    weights = {
+        "a.weight": np.array([4, 1], np.float32).reshape(2, 1, 1, 1), "zero": np.array(0, np.float32),
+        "b.weight": np.array([1, 9], np.float32).reshape(1, 2, 1, 1), "six": np.array(6, np.float32),
+    }  # fmt: skip
+    clip = ("Clip", "a zero six", "m")
+    return folded([("Conv", "x a.weight", "a"), clip, ("Conv", "m b.weight", "y")], weights, (1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("largest", "factors", "bound"),
+    [
+        (1.4, (2.0, 1 / 3), 18.0),  # 5.6 and 1.4: neither gets there, nor could it under the bound 6 / (1/3)
+        (2.0, (2.0, 2.0 * 2 / 6), 3.0),  # 8 and 2: the first does, so the bound is 6 / 2, and the second stays below
+        (9.0, ((2 / 3) ** 0.5, (2 / 3) ** 0.5), 6 / (2 / 3) ** 0.5),  # both do: one factor, their geometric mean
+    ],
+)
+def test_factors_of_channels_that_get_to_six(
+    largest: float, factors: tuple[float, float], bound: float, folded: Folded, batches_of: Any
+) -> None:
+    state = bounded_pair(folded)
+    x = np.linspace(-largest, largest, 8 * 16, dtype=np.float32).reshape(8, 1, 4, 4)
+    found = Equalize(reached=0.0)(state, batches_of(state, x))
+    # What a channel reaches is known to a step of 6 / 64.
+    assert (state.tensor("a.weight") / found.tensor("a.weight")).flatten().tolist() == pytest.approx(factors, rel=0.05)
+    (node,) = (n for n in found.model.graph if n.op_type == "Clip")
+    bounds = activation_bounds(node)
+    assert bounds is not None and bounds[1] == pytest.approx(bound, rel=1e-5)
+    assert same(output(state, torch.from_numpy(x)), output(found, torch.from_numpy(x)))
+    assert found.log[-1].facts["relu6_reached"] == sum(r * largest > 6 for r in (4, 1))
+
+
+def test_a_network_whose_channels_get_to_six_stays_the_same_function(batches_of: Any) -> None:
+    network = build("small_inverted_residual")
+    state = folded_module(drawn(network), network.input_shape)
+    x = 3 * torch.randn(8, *network.input_shape)
+    found = Equalize(reached=0.0)(state, batches_of(state, x.numpy()))
+    facts = found.log[-1].facts
+    assert facts["relu6_changed"] > 0 and facts["relu6_reached"] > 0 and found.overlay
+    assert same(output(state, x), output(found, x))
+    for how in ("widen", "replace"):
+        assert not same(output(state, x), output(Equalize(relu6=how)(state), x))
+
+
+def test_without_images_batch_norm_says_what_channels_reach(folded: Folded) -> None:
+    def behind(beta: float) -> State:
+        vector = {k: np.array(v, np.float32) for k, v in
+                  dict(gamma=[4, 1], beta=[beta, 0], mean=[0, 0], var=[1, 1], zero=0, six=6).items()}  # fmt: skip
+        weights = {"a": np.ones((2, 1, 1, 1), np.float32), "b": np.array([1, 9], np.float32).reshape(1, 2, 1, 1)}
+        nodes = [("Conv", "x a", "c"), ("BatchNormalization", "c gamma beta mean var", "n"),
+                 ("Clip", "n zero six", "r"), ("Conv", "r b", "y")]  # fmt: skip
+        return run_chain([FoldBatchNorm()], folded(nodes, vector | weights, (1, 4, 4)), None)
+
+    # A hundredth of a normal variable is above its mean and 2.326 deviations.
+    for beta, reached in ((6 - 4 * 2.3, 1), (6 - 4 * 2.4, 0)):
+        facts = Equalize()(behind(beta)).log[-1].facts
+        assert (facts["relu6_changed"], facts["relu6_reached"]) == (1, reached)
+
+
+def test_where_nothing_says_what_channels_reach_they_stay(folded: Folded, batches_of: Any) -> None:
+    state = bounded_pair(folded)
+    assert Equalize()(state).log[-1].facts["equalized_sets"] == 0
+    some = batches_of(state, np.ones((2, 1, 4, 4), np.float32))
+    assert Equalize()(state, some).log[-1].facts["equalized_sets"] == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2])
+def test_what_channels_stay_below(share: float) -> None:
+    values = 3 * torch.randn(50, 5, 7, 3, generator=torch.Generator().manual_seed(0)) + torch.arange(5).reshape(
+        5, 1, 1
+    )
+    counts = counted(values[:20], 6.0) + counted(values[20:], 6.0)
+    assert counts.shape == (5, 66) and counts.sum(1).tolist() == [50 * 7 * 3] * 5
+    found = stayed_below(counts, 6.0, share)
+    rows = values.transpose(0, 1).flatten(1)
+    for limit, row in zip(found.tolist(), rows, strict=True):
+        assert (row > limit).float().mean() <= share + 1e-9
+        lower = min(limit, 6 + 6 / 64) - 6 / 64  # one step less would be too few, or lies at 0
+        assert (row > lower).float().mean() > share or limit == 0
 
 
 # What it is for.
@@ -267,8 +355,12 @@ def test_it_comes_before_placing(folded: Folded) -> None:
     state = pair(folded, "relu")
     with pytest.raises(InputError, match=r"equalize: the network has a plan; .*; run it before 'place'"):
         Equalize()(state.but(plan=Plan(target="onnxruntime-x64", sites={}, regions={})))
-    with pytest.raises(InputError, match=r"equalize\.relu6: is 'drop'; expected widen, replace or keep"):
+    with pytest.raises(InputError, match=r"equalize\.relu6: is 'drop'; expected fit, widen, replace or keep"):
         Equalize(relu6="drop")(state)
+    with pytest.raises(InputError, match=r"equalize\.reached: is 1; expected a share"):
+        Equalize(reached=1)(state)
+    with pytest.raises(InputError, match=r"equalize\.images: is 0; expected 1 or more"):
+        Equalize(images=0)(state)
 
 
 @pytest.mark.real_data

@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from bitwright.data.batches import Batch, Batches
-from bitwright.deploy.metric import Agreement, Agreements, Measured, Metric, Scores
+from bitwright.deploy.metric import Agreement, Agreements, Measured, Metric, Scores, joint_sqnr_db
 from bitwright.deploy.runtimes import RUNTIMES
 from bitwright.deploy.runtimes.runtime import Runtime
 from bitwright.deploy.simulate import Simulation
@@ -57,7 +57,7 @@ class Evaluation:
         top1, top5: fractions; None without labels, or (top5) with fewer than six classes.
         agreement: fraction of images with the same top-1 as the reference; None without one, or where the first output
             has no class scores.
-        sqnr_db: signal to quantization noise of the first output, `10 log10(sum r^2 / sum (r - y)^2)`; None without a
+        sqnr_db: signal to quantization noise of all outputs (`joint_sqnr_db`); None without a
             reference, infinite where they are equal.
         drop: accuracy beside the reference's; None without labels or reference.
         simulated: our own program stood for the file, which nothing here executes.
@@ -157,7 +157,7 @@ def evaluate(
     return replace(
         tally.result(), simulated=simulated, outputs=compared, metrics=() if scores is None else scores.results(),
         agreement=first.agreement if first is not None and first.of == "images" else None,
-        sqnr_db=None if first is None else first.sqnr_db,
+        sqnr_db=joint_sqnr_db(compared) if compared else None,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ Source: Student, The Probable Error of a Mean, Biometrika, 1908.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +207,21 @@ class Agreements:
             )
             for name, kind in self.of.items()
         )
+
+
+def joint_sqnr_db(compared: Sequence[Agreement]) -> float:
+    """Signal to noise of all outputs of real numbers together, each one's noise counted over its own power, in dB.
+
+    `-10 log10(mean of 10^(-dB / 10))`; of whole numbers only where there is nothing else.
+
+    Example:
+        >>> rows = [Agreement(output="y", sqnr_db=dB, of=None, agreement=None) for dB in (20.0, 20.0, float("inf"))]
+        >>> round(joint_sqnr_db(rows), 2), joint_sqnr_db(rows[2:])
+        (21.76, inf)
+    """
+    found = [row.sqnr_db for row in compared if row.of != "elements"] or [row.sqnr_db for row in compared]
+    noise = math.fsum(10 ** (-dB / 10) for dB in found) / len(found)
+    return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
 def parts_of(output: np.ndarray) -> str | None:

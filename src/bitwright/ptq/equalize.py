@@ -16,7 +16,8 @@ Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bia
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
+from bitwright.execute.observe import Watch, observe
 from bitwright.graph.layers import Layer, Link, find_links
 from bitwright.graph.names import fresh_name
 from bitwright.graph.overlay import set_initializer
@@ -38,6 +40,8 @@ STILL, SWEEPS = 1e-3, 20
 #: Factors lie between these.
 LEAST, MOST = 1e-8, 1e8
 RELU6 = (0.0, 6.0)
+#: What channels reach is counted on so many steps from 0 to 6.
+STEPS = 64
 
 
 def equalization_factors(ranges: Sequence[Tensor]) -> list[Tensor]:
@@ -63,43 +67,58 @@ def equalization_factors(ranges: Sequence[Tensor]) -> list[Tensor]:
 class Equalize:
     """Make the weight ranges of neighbouring layers alike, so that one scale for a whole weight is enough.
 
-    Through ReLU6 this is not exact: the bound of channel i would become `6 / s_i`, and an activation has one bound.
-
     Args:
-        relu6: `widen` bounds all channels of a ReLU6 inside a set at the largest `6 / s_i`; `replace` makes a plain
-            ReLU of it, as the paper does; `keep` leaves sets with ReLU6 as they are.
+        relu6: ReLU6 inside a set. `fit` leaves the function as it is: channels that get to 6 share one factor, and no
+            other is made to; what they reach is told by images, else by the statistics of batch norm, else the set is
+            left as it is. `widen` bounds all channels at the largest `6 / s_i`, `replace` makes a plain ReLU of it, as
+            the paper does: both change the function where channels get to 6. `keep` leaves such sets as they are.
+        reached: share of its values above 6 up to which a channel does not count as one that gets there.
+        images: how many are looked at for that.
     """
 
-    relu6: str = "widen"
+    relu6: str = "fit"
+    reached: float = 0.01
+    images: int = 64
 
     needs: ClassVar[frozenset[str]] = frozenset({"folded"})
     gives: ClassVar[frozenset[str]] = frozenset()
     clashes: ClassVar[frozenset[str]] = frozenset({"plan"})
 
     def __call__(self, state: State, batches: Batches | None = None, images_done: Progress | None = None) -> State:
-        """A state whose float network is the same function, apart from ReLU6 that became ReLU.
+        """A state whose float network is the same function, apart from ReLU6 that has another bound.
 
         Raises:
-            InputError: an unknown setting, or a network that has a plan.
+            InputError: a setting out of its range, or a network that has a plan.
         """
-        if self.relu6 not in ("widen", "replace", "keep"):
-            raise InputError("equalize.relu6", f"is {self.relu6!r}", "widen, replace or keep")
+        if self.relu6 not in ("fit", "widen", "replace", "keep"):
+            raise InputError("equalize.relu6", f"is {self.relu6!r}", "fit, widen, replace or keep")
+        if not 0 <= self.reached < 1:
+            raise InputError("equalize.reached", f"is {self.reached}", "a share, from 0 to below 1", "use 0.01")
+        if self.images < 1:
+            raise InputError("equalize.images", f"is {self.images}", "1 or more", "use 64")
         if state.plan is not None:
             raise InputError("equalize", "the network has a plan", "one that is not placed", "run it before 'place'")
         model = state.model.clone()
         links = [link for link in find_links(model) if self._equalizable(link)]
+        limits: dict[str, Tensor] = {}
+        if self.relu6 == "fit":
+            limits = self._reach(state.but(model=model), links, batches, images_done)
+            links = [link for link in links if link.first.weight in limits or not _relu6(link)]
         sets = equalizable_sets(links)
-        inside = [(node, link) for links in sets for link in links for node in link.between]
-        bounded = [(node, link) for node, link in inside if activation_bounds(node) == RELU6]
-        work = _Work(state)
+        bounded = [(node, link) for links in sets for link in links for node in _relu6(link)]
+        work = _Work(state, limits)
         sweeps, largest = 0, float("inf")
         while sets and sweeps < SWEEPS and largest >= STILL:
             largest = max(work.equalize(links) for links in sets)
             sweeps += 1
         for node, link in bounded:
-            bound = RELU6[1] / work.total[link.first.weight].min()
-            _with_bound(model, node, float(bound) if self.relu6 == "widen" else None)
-        told = {"equalized_sets": len(sets), "equalization_sweeps": sweeps, "relu6_changed": len(bounded)}
+            weight = link.first.weight
+            common = work.common.get(weight, work.total[weight].min())
+            _with_bound(model, node, None if self.relu6 == "replace" else float(RELU6[1] / common))
+        told = {
+            "equalized_sets": len(sets), "equalization_sweeps": sweeps, "relu6_changed": len(bounded),
+            "relu6_reached": sum(int((limits[link.first.weight] > RELU6[1]).sum()) for _, link in bounded if limits),
+        }  # fmt: skip
         return work.state(model if bounded else state.model).but(
             log=(*state.log, Event(step="equalize", seconds=0.0, facts=told))
         )
@@ -112,6 +131,55 @@ class Equalize:
     def _homogeneous(self, node: ir.Node) -> bool:
         bounds = activation_bounds(node)
         return bounds is None or bounds == (0.0, float("inf")) or (bounds == RELU6 and self.relu6 != "keep")
+
+    def _reach(
+        self, state: State, links: Sequence[Link], batches: Batches | None, images_done: Progress | None
+    ) -> dict[str, Tensor]:
+        """What all but `reached` of a channel's values before a ReLU6 stay below, `[C]`, by the layer's weight."""
+        watched = {link.first.node.outputs[0].name or "": link.first.weight for link in links if _relu6(link)}
+        if batches is None:
+            found = {weight: state.batchnorm[weight] for weight in watched.values() if weight in state.batchnorm}
+            deviations = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * self.reached, dtype=torch.float64)))
+            return {w: bn.beta.double() + deviations * bn.gamma.double().abs() for w, bn in found.items()}
+        counts: dict[str, Tensor] = {}
+
+        def count(site: str, values: Tensor) -> None:
+            counts[site] = counts.get(site, torch.zeros(1)) + counted(values, RELU6[1])
+
+        watches = [Watch(site=site, extremes=False) for site in watched]
+        if watches:
+            observe(state.model, state.overlay, watches, batches.take(self.images), count, progress=images_done)
+        return {watched[site]: stayed_below(n, RELU6[1], self.reached) for site, n in counts.items()}
+
+
+def counted(values: Tensor, top: float) -> Tensor:
+    """How many values of each channel lie up to 0, in each of 64 steps from 0 to `top`, and above: `[C, 66]`.
+
+    Args:
+        values: `[N, C, ...]`.
+        top: where the steps end.
+    """
+    channels = values.shape[1]
+    steps = (values.float() * (STEPS / top)).ceil_().clamp_(0, STEPS + 1).to(torch.int64)
+    steps += (torch.arange(channels) * (STEPS + 2)).reshape(1, -1, *[1] * (values.ndim - 2))
+    return torch.bincount(steps.flatten(), minlength=channels * (STEPS + 2)).reshape(channels, -1)
+
+
+def stayed_below(counts: Tensor, top: float, share: float) -> Tensor:
+    """The least step that all but `share` of a channel's values stay below, `[C]` float64; infinite above `top`.
+
+    Example:
+        >>> counts = counted(torch.tensor([[0.0, 9.0], [1.5, 9.0], [1.5, 0.1], [1.5, 0.1]]), 6.0)
+        >>> stayed_below(counts, 6.0, 0.5).tolist(), stayed_below(counts, 6.0, 0.4).tolist()
+        ([1.5, 0.1875], [1.5, inf])
+    """
+    enough = counts.cumsum(1) >= (1 - share) * counts.sum(1, keepdim=True)
+    first = enough.int().argmax(1)
+    return torch.where(first > STEPS, math.inf, first.double() * (top / STEPS))
+
+
+def _relu6(link: Link) -> list[ir.Node]:
+    return [node for node in link.between if activation_bounds(node) == RELU6]
 
 
 def _with_bound(model: ir.Model, node: ir.Node, bound: float | None) -> None:
@@ -144,10 +212,15 @@ def equalizable_sets(links: Sequence[Link]) -> list[tuple[Link, ...]]:
 
 
 class _Work:
-    """Weights, biases and statistics in float64 while they are scaled."""
+    """Weights, biases and statistics in float64 while they are scaled.
 
-    def __init__(self, state: State) -> None:
+    `limits` has what channels reach before a ReLU6 that shall stay what it is.
+    """
+
+    def __init__(self, state: State, limits: Mapping[str, Tensor]) -> None:
         self.before = state
+        self.limits = limits
+        self.common: dict[str, Tensor] = {}  # the factor of all channels that get to 6
         self.tensors: dict[str, Tensor] = {}
         self.total: dict[str, Tensor] = {}  # what the outputs of each layer were divided by, all sweeps together
         self.batchnorm, self.input_batchnorm = dict(state.batchnorm), dict(state.input_batchnorm)
@@ -170,11 +243,24 @@ class _Work:
         middle = [output_ranges(link.first, self.tensor(link.first.weight)) for link in links]
         last = links[-1]
         factors = equalization_factors([*middle, input_ranges(last.last, self.tensor(last.last.weight), last.repeat)])
-        for link, s in zip(links, factors, strict=True):
+        largest = 0.0
+        for link, wanted in zip(links, factors, strict=True):
+            before = self.total.get(link.first.weight, torch.ones_like(wanted))
+            total = self._allowed(link.first.weight, before * wanted)
+            s = total / before
             self._divide_outputs(link.first, s)
-            self.total[link.first.weight] = self.total.get(link.first.weight, 1.0) * s
+            self.total[link.first.weight] = total
             self._multiply_inputs(link.last, s.repeat_interleave(link.repeat))
-        return max(float(s.log().abs().max()) for s in factors)
+            largest = max(largest, float(s.log().abs().max()))
+        return largest
+
+    def _allowed(self, weight: str, total: Tensor) -> Tensor:
+        """The nearest factors that leave the ReLU6 behind a layer what it is."""
+        reach = self.limits.get(weight)
+        if reach is None or not bool((there := reach > RELU6[1]).any()):
+            return total
+        self.common[weight] = common = total[there].log().mean().exp()
+        return torch.where(there, common, torch.maximum(total, common * reach.clamp(min=0.0) / RELU6[1]))
 
     def _scale(self, layer: Layer, how: Callable[[Tensor], Tensor]) -> None:
         self.tensors[layer.weight] = layer.stored(how(layer.rows(self.tensor(layer.weight))))

@@ -34,7 +34,7 @@ from bitwright.verbs.verb import Outcome, argument, option
 LEAST_GAIN_DB = 0.05
 #: Of a scan.
 PARTS = ("bypassed", "simulated", "weights", "activations", "both")
-#: Steps that may change the float network itself: ReLU6 that became ReLU, biases that were absorbed.
+#: Steps that may change the float network itself: ReLU6 with other bounds, biases that were absorbed.
 CHANGING = ("equalize", "absorb_bias")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from bitwright.mixed.jobs.executor import Executor
 from bitwright.mixed.jobs.here import Here
 from bitwright.mixed.jobs.processes import Processes
 from bitwright.mixed.sensitivity import SENSITIVITIES, is_order
+from bitwright.mixed.sensitivity.measure import usual_method
 from bitwright.mixed.solvers import SOLVERS
 from bitwright.recipes.recipe import checked_settings, load_recipe, parse_settings
 from bitwright.verbs.aim import Aim, parse_budgets
@@ -91,7 +93,7 @@ def pareto(model: Any, data: Any, *, output: str | os.PathLike[str] = FOLDER, se
 
 
 def open_search(
-    model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "kl",
+    model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str | Sequence[str] = "size", points: int = 8,
     uniform: bool = False, solver: str = "", also: str = "", refine: int | None = None, weights: Sequence[int] = (),
@@ -108,7 +110,7 @@ def open_search(
         model, data: as `quantize` has them.
         terminal: where to speak; its seed is that of everything random.
         output: the folder of points and of what is kept.
-        method: row of `SENSITIVITIES`.
+        method: row of `SENSITIVITIES`; `kl` where the network gives scores of classes and `sqnr` elsewhere, if empty.
         measure: its settings.
         budget: bounds, `"size=1/8"`.
         costs: settings of costs, `"bops.accumulation=true"`.
@@ -143,11 +145,11 @@ def open_search(
     check_settings(settings, [load_recipe(inside), load_recipe(recipe or inside)])
     aim = _aim(
         Aim(
-            method=method,
+            method=method or Aim.method,
             measure=dict(measure or {}),
             solver=solver,
-            also=_also(also, method, budget),
-            refine=tries_of(refine, method, budget),
+            also=_also(also, method or Aim.method, budget),
+            refine=tries_of(refine, method or Aim.method, budget),
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
             over=(over,) if isinstance(over, str) else tuple(over),
@@ -170,6 +172,8 @@ def open_search(
         settings=_of_recipe(inside, settings),
     )  # fmt: skip
     network = float_network(model, example=example, shapes=shapes)
+    if not method:
+        aim = dataclasses.replace(aim, method=usual_method(network))
     opened = {
         "batch": batch, "limit": limit, "skip_bad": skip_bad, "preprocess": dict(preprocess or {}),
     }  # fmt: skip

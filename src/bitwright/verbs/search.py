@@ -39,7 +39,9 @@ class GroupFlags(ShapeFlag, DataFlags):
     )
     val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
     method: str = option(
-        "kl", "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq and more"
+        "",
+        "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq and more; kl where the "
+        "network gives scores of classes, else sqnr, if not given",
     )
     measure: tuple[str, ...] = option((), "a setting of the method: samples=50")
     weights: str = option(

@@ -38,7 +38,7 @@ class Sensitivity(GroupFlags):
             values = searching.scores() if found is None else found.values
         images, groups = searching.images, searching.space.groups
         json = {
-            "method": self.method,
+            "method": searching.aim.method,
             "orders": searching.orders,
             "groups": [
                 {

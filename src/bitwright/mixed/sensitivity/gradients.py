@@ -16,7 +16,7 @@ from bitwright.data.batches import Batch
 from bitwright.errors import InputError, UnsupportedError, first_line
 from bitwright.mixed.library import Library, weight_site
 from bitwright.mixed.problem import Group
-from bitwright.mixed.sensitivity.measure import check_finite
+from bitwright.mixed.sensitivity.measure import check_finite, scores_output
 from bitwright.plan.spec import Derived, QSpec
 from bitwright.ptq.diagnosis.switches import calibrated, without_stored
 from bitwright.ptq.programs import simulated_program
@@ -60,12 +60,13 @@ class Differentiable:
         taps: `{root: tap}` of all groups.
 
     Raises:
-        InputError: the library's state is not calibrated.
+        InputError: the library's state is not calibrated, or several outputs.
         UnsupportedError: layers whose ranges are found at run time.
     """
 
     def __init__(self, library: Library, *, activations: bool = False) -> None:
         state, space = library.state, library.space
+        self.output = scores_output(state.model)
         plan = calibrated(state)
         sites = [weight_site(p.region.weight) for group in space.groups for p in space.products[group.name]]
         leaves = {site: Leaf(state.tensor(site)) for site in dict.fromkeys(sites)}
@@ -85,12 +86,11 @@ class Differentiable:
         """
         for tap in self.taps.values():
             tap.seen.clear()
-        y: Tensor = self.program.module(*(inputs[name] for name in self.program.inputs))[0]
-        if y.ndim != 2 or not y.is_floating_point():
+        y: Tensor = self.program.module(*(inputs[name] for name in self.program.inputs))[self.output]
+        if y.ndim != 2:
             raise InputError(
-                "network", f"gives outputs of shape {list(y.shape)}, {y.dtype}", "scores of classes, [batch, classes]",
-                "use sqnr",
-            )  # fmt: skip
+                "network", f"gives outputs of shape {list(y.shape)}", "scores of classes, [batch, classes]", "use sqnr"
+            )
         check_finite(y)
         if not y.requires_grad:
             raise InputError("network", "no weight has a gradient", "outputs that depend on the weights", "use sqnr")

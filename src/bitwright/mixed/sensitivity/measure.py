@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from bitwright.ptq.diagnosis.switches import Values
 
 #: Which two groups are turned together.
 PAIRS = ("none", "neighbours", "all")
-#: Of outputs, those of the float network and the labels: a number for each image, `[images]`.
+#: Of an output, that of the float network and the labels: a number for each image, `[images]`.
 Metric = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -138,10 +139,11 @@ class OneAtATime:
         """The loss of every choice of every group.
 
         Raises:
-            InputError: labels are needed and missing, or outputs are not finite.
+            InputError: labels are needed and missing, outputs are not finite, or labels cannot tell of all of them.
         """
         if self.needs_labels:
             batches.require_labels()
+            scores_output(library.state.model)
         kept = kept or Kept(None)
         board = LibraryBoard(library)
         groups = library.space.groups
@@ -190,19 +192,21 @@ class OneAtATime:
     def _batch(self, board: LibraryBoard, inputs: dict[str, Tensor], labels: Tensor | None, valid: int) -> list[float]:
         """Sums over a batch's images: of the base, then of each choice of each group, then of pairs of choices."""
         groups, widest = board.library.space.groups, self.base == "widest"
+        real = real_outputs(board.library.state.model)
 
-        def total(y: Tensor) -> float:
-            return float(self.metric(y[:valid].double(), reference, None if labels is None else labels).sum())
+        def total(outputs: Sequence[Tensor]) -> float:
+            return summed(self.metric, [outputs[i][:valid].double() for i in real], references, labels)
 
         board.turn([None] * len(groups), rest=False)
         outputs, values = board.run(inputs)
-        reference = outputs[0][:valid].double()
-        check_finite(reference)
+        references = [outputs[i][:valid].double() for i in real]
+        for reference in references:
+            check_finite(reference)
         rest: int | None = 0 if widest else None
         if widest:
             board.turn([0] * len(groups))
             outputs, values = board.run(inputs)
-        found, both = [total(outputs[0]) if widest else 0.0], []
+        found, both = [total(outputs) if widest else 0.0], []
         for g, group in enumerate(groups):
             known = board.unchanged(values, group.name)
             if widest:
@@ -210,19 +214,21 @@ class OneAtATime:
             for choice in self._turned(group):
                 board.turn_group(group.name, choice, weights_only=self.weights_only)
                 outputs, turned = board.run(inputs, known)
-                found.append(total(outputs[0]))
+                found.append(total(outputs))
                 for h in self._after(groups, g):
-                    both += [total(y) for y in self._also(board, inputs, turned, groups[h])]
+                    both += [total(ys) for ys in self._also(board, inputs, turned, groups[h])]
                     board.turn_group(groups[h].name, rest)
             board.turn_group(group.name, rest)
         return [*found, *both]
 
-    def _also(self, board: LibraryBoard, inputs: dict[str, Tensor], values: Values, group: Group) -> Iterator[Tensor]:
+    def _also(
+        self, board: LibraryBoard, inputs: dict[str, Tensor], values: Values, group: Group
+    ) -> Iterator[Sequence[Tensor]]:
         """Outputs with a second group at each of its choices, beside what is turned already."""
         known = board.unchanged(values, group.name)
         for choice in self._turned(group):
             board.turn_group(group.name, choice, weights_only=self.weights_only)
-            yield board.run(inputs, known)[0][0]
+            yield board.run(inputs, known)[0]
 
 
 class Whole:
@@ -238,7 +244,8 @@ class Whole:
     def __init__(self, library: Library, batches: Batches, metric: Metric, kept: Kept) -> None:
         self.batches, self.metric, self.kept = batches, metric, kept
         self.board = LibraryBoard(library)
-        self.references: list[Tensor] = []
+        self.real = real_outputs(library.state.model)
+        self.references: list[list[Tensor]] = []
 
     def __call__(self, choices: Choices) -> float:
         """The loss with these choices."""
@@ -252,14 +259,56 @@ class Whole:
             total = 0.0
             for batch, reference in zip(self.batches, self.references, strict=True):
                 labels = None if batch.labels is None else torch.from_numpy(np.asarray(batch.labels))
-                total += float(self.metric(self._run(batch), reference, labels).sum())
+                total += summed(self.metric, self._run(batch), reference, labels)
             found = total / len(self.batches)
             self.kept.put(name, found)
         return float(found)
 
-    def _run(self, batch: Batch) -> Tensor:
+    def _run(self, batch: Batch) -> list[Tensor]:
         inputs = {key: torch.from_numpy(array) for key, array in batch.inputs.items()}
-        return self.board.run(inputs)[0][0][: batch.valid].double()
+        outputs, _ = self.board.run(inputs)
+        return [outputs[i][: batch.valid].double() for i in self.real]
+
+
+def summed(metric: Metric, ys: Sequence[Tensor], references: Sequence[Tensor], labels: Tensor | None) -> float:
+    """A metric over all outputs and images."""
+    return sum(float(metric(y, reference, labels).sum()) for y, reference in zip(ys, references, strict=True))
+
+
+def real_outputs(model: ir.Model) -> list[int]:
+    """Which outputs of a network are real numbers: whole ones (classes, indices) follow from others, and do not count.
+
+    Raises:
+        InputError: none is.
+    """
+    outputs = model.graph.outputs
+    found = [i for i, value in enumerate(outputs) if value.dtype is None or value.dtype.is_floating_point()]
+    if not found:
+        raise InputError("network", "gives no real numbers", "an output of them, as scores", "cut it before they end")
+    return found
+
+
+def scores_output(model: ir.Model) -> int:
+    """The output that labels tell of: the only one of real numbers.
+
+    Raises:
+        InputError: there are several.
+    """
+    first, *others = real_outputs(model)
+    if others:
+        raise InputError(
+            "network",
+            f"gives {1 + len(others)} outputs, and labels tell of one",
+            "a network of one output",
+            "use sqnr",
+        )
+    return first
+
+
+def usual_method(model: ir.Model) -> str:
+    """What measures a network if nothing is said: `kl` where all outputs are `[batch, classes]`, else `sqnr`."""
+    shapes = [model.graph.outputs[i].shape for i in real_outputs(model)]
+    return "kl" if all(shape is not None and len(shape) == 2 for shape in shapes) else "sqnr"
 
 
 def check_finite(y: Tensor) -> None:

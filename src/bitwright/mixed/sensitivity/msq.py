@@ -55,7 +55,7 @@ from bitwright.mixed.sensitivity.imprinting import (
     similarities,
     templates,
 )
-from bitwright.mixed.sensitivity.measure import check_finite
+from bitwright.mixed.sensitivity.measure import check_finite, scores_output
 from bitwright.mixed.sensitivity.points import of_groups, points, tied
 from bitwright.mixed.solvers.greedy import Step, lowered
 from bitwright.mixed.space import Space
@@ -191,7 +191,7 @@ class Classifiers:
         self.calibration, self.validation = calibration, validation
         self.images_done = images_done
         self.points = points(library.state.model)
-        logits = library.state.model.graph.outputs[0]
+        logits = library.state.model.graph.outputs[scores_output(library.state.model)]
         self._gives_probabilities = getattr(logits.producer(), "op_type", "") == "Softmax"
         self.board = LibraryBoard(library, outputs=[*(point.feature for point in self.points), logits.name or ""])
         self._confidences: list[Tensor] = []
