@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,33 @@ def root() -> Path:
 def assets(root: Path) -> Path:
     """The small files that tests and doc examples open."""
     return root / "tests" / "assets"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`exported("small_residual")`: the file of a reference network, which takes seconds to export.
+
+    Each is made once for all processes that run tests.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if own.name.startswith("popen-") else own) / "exported"
+    folder.mkdir(exist_ok=True)
+
+    def found(name: str) -> Path:
+        path = folder / f"{name}.onnx"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                import onnx_ir as ir
+
+                from bitwright.graph.export import from_module
+                from bitwright.models import build, example
+
+                part = path.with_suffix(".part")
+                ir.save(from_module(build(name), example(name)), part)
+                part.rename(path)
+        return path
+
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bitwright.data.opening import open_data
 from bitwright.graph.normalise import normalise
-from bitwright.graph.open import open_model
-from bitwright.models import build, example
 from bitwright.pipeline import State, run_chain
 from bitwright.ptq.calibrate import Calibrate
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
@@ -23,41 +22,33 @@ from bitwright.verbs.preparing import float_network
 TARGET = "onnxruntime-x64-avx2"
 
 
-@cache
-def _network(name: str) -> ir.Model:
-    if name.endswith(".onnx"):
-        return float_network(open_model(name))
-    network = build(name)
-    return float_network(network, example=example(network))
-
-
-@cache
-def _placed(name: str, *settings: str, target: str = TARGET, ends: int = 8) -> State:
-    network = _network(name)
-    state = State(model=network, reference=network)
-    return run_chain([FoldBatchNorm(), Place(target=target, set=settings, ends=ends)], state, None)
-
-
-@cache
-def _calibrated(name: str, *settings: str, target: str = TARGET) -> State:
-    state = _placed(name, *settings, target=target)
-    shape = tuple(d if isinstance(d, int) else None for d in state.model.graph.inputs[0].shape or ())
-    x = np.random.default_rng(0).standard_normal((4, *(d for d in shape[1:] if d is not None))).astype(np.float32)
-    name_of_input = state.model.graph.inputs[0].name or ""
-    batches = open_data({name_of_input: x}, {name_of_input: (shape, "float32")}, batch_size=4)
-    return run_chain([Calibrate()], state, batches)
-
-
 @pytest.fixture(scope="session")
-def placed() -> Callable[..., State]:
+def placed(exported: Callable[[str], Path]) -> Callable[..., State]:
     """`placed("small_residual", "W=4,A=4", target=...)`: a state with a plan; each is made once."""
-    return _placed
+
+    @cache
+    def found(name: str, *settings: str, target: str = TARGET, ends: int = 8) -> State:
+        network = float_network(name if name.endswith(".onnx") else exported(name))
+        state = State(model=network, reference=network)
+        return run_chain([FoldBatchNorm(), Place(target=target, set=settings, ends=ends)], state, None)
+
+    return found
 
 
 @pytest.fixture(scope="session")
-def calibrated() -> Callable[..., State]:
+def calibrated(placed: Callable[..., State]) -> Callable[..., State]:
     """`calibrated("small_residual", "W=4,A=4", target=...)`: a state with a plan and encodings; each is made once."""
-    return _calibrated
+
+    @cache
+    def found(name: str, *settings: str, target: str = TARGET) -> State:
+        state = placed(name, *settings, target=target)
+        shape = tuple(d if isinstance(d, int) else None for d in state.model.graph.inputs[0].shape or ())
+        x = np.random.default_rng(0).standard_normal((4, *(d for d in shape[1:] if d is not None))).astype(np.float32)
+        name_of_input = state.model.graph.inputs[0].name or ""
+        batches = open_data({name_of_input: x}, {name_of_input: (shape, "float32")}, batch_size=4)
+        return run_chain([Calibrate()], state, batches)
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -18,11 +21,17 @@ CNNS = (
 ATTENTION = {"QLinearMatMul": 2, "QLinearSoftmax": 1}
 
 
-def quantized(name: str, target: str) -> tuple[Quantized, dict[str, np.ndarray]]:
-    network = build(name)
-    images = example(name, batch=16, seed=3).numpy()
-    data = {"x" if network.vocabulary is None else "tokens": images}
-    return bw.quantize(network, data, example=example(name), target=target), data
+Made = Callable[[str, str], tuple[Quantized, dict[str, np.ndarray]]]
+
+
+@pytest.fixture(scope="module")
+def quantized(exported: Callable[[str], Path]) -> Made:
+    def made(name: str, target: str) -> tuple[Quantized, dict[str, np.ndarray]]:
+        images = example(name, batch=16, seed=3).numpy()
+        data = {"x" if build(name).vocabulary is None else "tokens": images}
+        return bw.quantize(exported(name), data, target=target), data
+
+    return made
 
 
 def prove(made: Quantized, data: dict[str, np.ndarray], target: str) -> dict[str, int]:
@@ -36,7 +45,7 @@ def prove(made: Quantized, data: dict[str, np.ndarray], target: str) -> dict[str
 
 @pytest.mark.parametrize("name", CNNS)
 @pytest.mark.parametrize("target", TARGETS)
-def test_convolutional_network(name: str, target: str) -> None:
+def test_convolutional_network(name: str, target: str, quantized: Made) -> None:
     made, data = quantized(name, target)
     assert made.integer_mac_share() == 1.0
     assert made.plan.refused == {} and made.plan.float_sites() == {}
@@ -44,7 +53,7 @@ def test_convolutional_network(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_vision_transformer(target: str) -> None:
+def test_vision_transformer(target: str, quantized: Made) -> None:
     """Layer norms stay float, and the class token's repetition for the batch, which is no arithmetic."""
     made, data = quantized("small_vit", target)
     assert made.integer_mac_share() == 1.0
@@ -56,7 +65,7 @@ def test_vision_transformer(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_bert(target: str) -> None:
+def test_bert(target: str, quantized: Made) -> None:
     """Layer norms stay float, and what stands before the first: the look-up of words and the sum with positions."""
     made, data = quantized("small_bert", target)
     assert made.integer_mac_share() == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import bitwright as bw
 from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, kernels
 from bitwright.errors import BitwrightError
 from bitwright.execute.kernels.dynamic import DynamicGemm, dynamic_range
-from bitwright.models import build, example
+from bitwright.models import example
 from bitwright.plan.encoding import Encoding
 from bitwright.plan.plan import plan_from_json
 from bitwright.plan.spec import QSpec
@@ -72,10 +73,9 @@ def test_dynamic_ranges(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ("small_vit", "small_bert"))
-def test_dynamic_ranges_in_transformers(name: str, tmp_path: Path) -> None:
-    network = build(name)
+def test_dynamic_ranges_in_transformers(name: str, tmp_path: Path, exported: Callable[[str], Path]) -> None:
     inputs = example(name, 8)
-    quantized = bw.quantize(network, inputs, example=inputs, set=["A=dynamic"])
+    quantized = bw.quantize(exported(name), inputs, set=["A=dynamic"])
     quantized.save(tmp_path / "m.onnx")
     runtime = OnnxRuntime(tmp_path / "m.onnx")
     (served,) = runtime.run({runtime.inputs[0]: inputs.numpy()}).values()
@@ -100,11 +100,10 @@ def test_the_formula_of_a_dynamic_layer() -> None:
     assert torch.equal(layer(x), expected)
 
 
-def test_one_use_in_another_width(tmp_path: Path) -> None:
+def test_one_use_in_another_width(tmp_path: Path, exported: Callable[[str], Path]) -> None:
     """A shortcut of 8 bits and a convolution of 4 read the same value; both are served as simulated."""
-    network = build("small_residual")
-    data = {"x": np.random.default_rng(3).standard_normal((16, *network.input_shape)).astype(np.float32)}
-    quantized = bw.quantize(network, data, example=example("small_residual"), set=["* -> *conv1:0:A=4"])
+    data = {"x": example("small_residual", 16, seed=3).numpy()}
+    quantized = bw.quantize(exported("small_residual"), data, set=["* -> *conv1:0:A=4"])
     uses = [s for s in quantized.plan.sites if " -> " in s]
     assert uses and all(quantized.plan.qspec(s) == QSpec(bits=4) for s in uses)
     for use in uses:
@@ -115,7 +114,7 @@ def test_one_use_in_another_width(tmp_path: Path) -> None:
         assert found.proven and found.mismatches == 0, found.by_tensor
     quantized.save(tmp_path / "m.onnx")
     assert bw.load(tmp_path / "m.onnx").plan == quantized.plan
-    again = bw.quantize(network, data, example=example("small_residual"), plan=quantized.plan)
+    again = bw.quantize(exported("small_residual"), data, plan=quantized.plan)
     assert again.plan == quantized.plan
 
 

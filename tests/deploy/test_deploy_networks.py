@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import bitwright as bw
 from bitwright.deploy.names import codes_name, scale_name
 from bitwright.deploy.runtimes.onnxruntime import OnnxRuntime, kernels, products_saturate
-from bitwright.models import build, example
+from bitwright.models import build
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 TARGETS = ("onnxruntime-x64-avx2", "onnxruntime-x64")
@@ -48,10 +49,9 @@ def test_digits(digits: dict[str, Any], target: str, batch: int, threads: int) -
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("target", TARGETS)
-def test_small_network(name: str, target: str) -> None:
-    network = build(name)
-    data = random_data(network)
-    quantized = bw.quantize(network, data, example=example(name), target=target)
+def test_small_network(name: str, target: str, exported: Callable[[str], Path]) -> None:
+    data = random_data(build(name))
+    quantized = bw.quantize(exported(name), data, target=target)
     precise = target == "onnxruntime-x64" and products_saturate()
     assert quantized.integer_mac_share() >= 0.99
     for batch, threads in ((1, 1), (16, 2)):
@@ -193,11 +193,10 @@ def test_simulation_trains(digits: dict[str, Any]) -> None:
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in weights)
 
 
-def test_float_outputs_equal_the_runtimes() -> None:
+def test_float_outputs_equal_the_runtimes(exported: Callable[[str], Path]) -> None:
     for name in NETWORKS:
-        network = build(name)
-        data = random_data(network, 3)
-        quantized = bw.quantize(network, data, example=example(name))
+        data = random_data(build(name), 3)
+        quantized = bw.quantize(exported(name), data)
         (mine,) = quantized.torch("float")(torch.from_numpy(data["x"]))
         theirs = OnnxRuntime(bw.verbs.quantized.model_bytes(quantized.state.reference)).run(data)
         expected = next(iter(theirs.values()))

@@ -24,7 +24,7 @@ from bitwright.errors import GoalError
 from bitwright.execute.integer import arithmetic_of
 from bitwright.execute.kernels.sums import Sum
 from bitwright.graph.regions import Region
-from bitwright.models import build, example
+from bitwright.models import build
 from bitwright.pipeline import State
 from bitwright.placement.place import integer_regions
 from bitwright.targets import TARGETS
@@ -70,10 +70,9 @@ def test_digits(widths: str, batch: int, threads: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
-def test_small_network(name: str, tmp_path: Path) -> None:
-    network = build(f"small_{name}")
-    data = random_images(*network.input_shape)
-    quantized = bw.quantize(network, data, example=example(f"small_{name}"), target=TARGET)
+def test_small_network(name: str, exported: Callable[[str], Path]) -> None:
+    data = random_images(*build(f"small_{name}").input_shape)
+    quantized = bw.quantize(exported(f"small_{name}"), data, target=TARGET)
     found = quantized.verify(data, batch=12)
     assert found.mismatches == 0, found.by_tensor
     assert found.proven

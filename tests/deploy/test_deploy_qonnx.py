@@ -22,7 +22,7 @@ from bitwright.deploy.qonnx import BIAS_BITS, DOMAIN
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.execute.integer import bias_scale
 from bitwright.graph.export import from_module
-from bitwright.models import build, example
+from bitwright.models import example
 from bitwright.plan.spec import Derived, QSpec
 
 IMAGES = 8
@@ -143,14 +143,11 @@ def test_from_equal_inputs_values_are_equal(made: Any, bits: int) -> None:
     assert zeros and others, "the network has both"
 
 
-def test_ties_with_odd_zero_points(emulate: Callable[..., Any]) -> None:
+def test_ties_with_odd_zero_points(emulate: Callable[..., Any], exported: Callable[[str], Path]) -> None:
     """Power-of-two scales put many values half-way between steps: one Quant alone takes the other neighbour there."""
-    network = build("small_residual")
-    x = example(network, batch=IMAGES, seed=3).numpy()
+    x = example("small_residual", batch=IMAGES, seed=3).numpy()
     settings = ["W=pow2-5,A=pow2-7"]
-    quantized = bw.quantize(
-        network, {"x": x}, example=example("small_residual"), target="anybits", set=settings, ends=0
-    )
+    quantized = bw.quantize(exported("small_residual"), {"x": x}, target="anybits", set=settings, ends=0)
     file, ties, alone = emulate(quantized.state, x), 0, 0
     for site, (real, left, encoding, _) in file.quantized.items():
         scale, zero, grid = encoding.scale.numpy(), encoding.zero_point.numpy(), encoding.spec.grid
@@ -177,11 +174,10 @@ def test_the_file_means_what_is_simulated(made: Any, settings: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["small_inception", "small_squeeze_excite", "small_vit"])
-def test_networks(name: str, emulate: Callable[..., Any]) -> None:
+def test_networks(name: str, emulate: Callable[..., Any], exported: Callable[[str], Path]) -> None:
     """Concat, gates, tables of activations, attention: copies have no quantizer, float ops read what they give."""
-    network = build(name)
-    x = example(network, batch=IMAGES, seed=3).numpy()
-    quantized = bw.quantize(network, {"x": x}, example=example(name), target="anybits", set=["W=6,A=8"])
+    x = example(name, batch=IMAGES, seed=3).numpy()
+    quantized = bw.quantize(exported(name), {"x": x}, target="anybits", set=["W=6,A=8"])
     file = emulate(quantized.state, x)
     onnx.checker.check_model(file.proto, full_check=True)
     assert file.differing() <= 1e-3

@@ -14,7 +14,7 @@ import torch
 import bitwright as bw
 from bitwright.deploy.names import scale_name
 from bitwright.errors import InputError, UnsupportedError
-from bitwright.models import build, example
+from bitwright.models import example
 
 NETWORKS = ("small_residual", "small_inception", "small_squeeze_excite", "small_conv_transpose", "small_vit")
 WEIGHT_AXES = {"Conv": 0, "ConvTranspose": 1}
@@ -22,14 +22,13 @@ IMAGES = 8
 
 
 @pytest.fixture(scope="module")
-def made(emulate: Callable[..., Any]) -> Callable[[str], tuple[bw.Quantized, Any]]:
+def made(emulate: Callable[..., Any], exported: Callable[[str], Path]) -> Callable[[str], tuple[bw.Quantized, Any]]:
     known: dict[str, tuple[bw.Quantized, Any]] = {}
 
     def make(name: str) -> tuple[bw.Quantized, Any]:
         if name not in known:
-            network = build(name)
-            x = example(network, batch=IMAGES, seed=3).numpy()
-            quantized = bw.quantize(network, {"x": x}, example=example(name), target="tensorrt")
+            x = example(name, batch=IMAGES, seed=3).numpy()
+            quantized = bw.quantize(exported(name), {"x": x}, target="tensorrt")
             known[name] = quantized, emulate(quantized.state, x)
         return known[name]
 
@@ -199,7 +198,7 @@ def test_the_file_alone_is_enough(made: Any, tmp_path: Path) -> None:
     quantized, _ = made("small_residual")
     quantized.save(tmp_path / "a.onnx")
     loaded = bw.load(tmp_path / "a.onnx")
-    x = example(build("small_residual"), batch=IMAGES, seed=3)
+    x = example("small_residual", batch=IMAGES, seed=3)
     assert loaded.plan == quantized.plan
     assert torch.equal(loaded.torch()(x)[0], quantized.torch()(x)[0])
     proto = onnx.load(str(tmp_path / "a.onnx"))
@@ -216,11 +215,11 @@ def test_the_file_alone_is_enough(made: Any, tmp_path: Path) -> None:
         bw.load(tmp_path / "a.onnx")
 
 
-def test_what_tensorrt_does_not_do_is_refused(made: Any) -> None:
+def test_what_tensorrt_does_not_do_is_refused(made: Any, exported: Callable[[str], Path]) -> None:
     x = example("small_residual")
     for setting, said in (("W=4", "4-bit weights"), ("A=4", "4-bit activations"), ("W=binary", "weights")):
         with pytest.raises(UnsupportedError, match=said):
-            bw.quantize(build("small_residual"), {"x": x.numpy()}, example=x, target="tensorrt", set=[setting])
+            bw.quantize(exported("small_residual"), {"x": x.numpy()}, target="tensorrt", set=[setting])
     quantized, _ = made("small_residual")
     with pytest.raises(UnsupportedError, match="the arithmetic of tensorrt is not known"):
         quantized.torch("integer")

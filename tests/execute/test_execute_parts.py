@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,16 +13,14 @@ from torch import nn
 import bitwright as bw
 from bitwright.errors import InputError
 from bitwright.graph.blocks import find_blocks
-from bitwright.models import build, example
 from bitwright.pipeline import State
 from bitwright.ptq.programs import float_program, simulated_program
 
 
 @pytest.fixture(scope="module")
-def state() -> State:
+def state(exported: Callable[[str], Path]) -> State:
     x = np.random.default_rng(0).standard_normal((8, 3, 16, 16)).astype(np.float32)
-    name = "small_residual"
-    return bw.quantize(build(name), {"x": x}, example=example(name), set=["W=4,A=4"]).state
+    return bw.quantize(exported("small_residual"), {"x": x}, set=["W=4,A=4"]).state
 
 
 def test_parts_in_turn_give_what_the_whole_gives(state: State) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,67 +105,72 @@ def every() -> Callable[[Problem], list[Assignment]]:
     return found
 
 
-@cache
-def _network(name: str) -> ir.Model:
-    network = build(name)
-    return float_network(network, example=example(network))
-
-
-@cache
-def _images(name: str, count: int = 20) -> Batches:
-    """Random images in batches of 8, the last one half full, and what the float network says of them as labels."""
-    network = build(name).eval()
-    x = example(network, batch=count)
-    with torch.no_grad():
-        labels = network(x).argmax(1).numpy()
-    (value,) = _network(name).graph.inputs
-    input_name = value.name or ""
-    shapes = {input_name: ((None, *network.input_shape), "float32")}
-    return open_data({input_name: x.numpy(), "labels": labels}, shapes, batch_size=8)
-
-
-def _recipe(name: str, plan: Plan, recipe: str) -> State:
-    return run_recipe(
-        _network(name), _images(name), load_recipe(recipe), {}, Terminal(), target=plan.target, set=(), ends=None,
-        plan=plan,
-    ).state  # fmt: skip
-
-
-@cache
-def _spaced(
-    name: str, weights: tuple[int, ...] = (7, 4, 2), activations: tuple[int, ...] = (), *,
-    target: str = "onnxruntime-x64-avx2", set: tuple[str, ...] = (), recipe: str = "closed-form", **how: bool,
-) -> tuple[State, Space]:  # fmt: skip
-    placing = Placing(target=target, set=set, bits_of_ends=None, recipe=recipe, settings={})
-    widths = Widths(weights=weights, activations=activations, **how)
-    return base_network(_network(name), _images(name), placing, widths, Terminal())
-
-
-@cache
-def _library(name: str, *widths: Any, recipe: str = "closed-form", **how: Any) -> Library:
-    base, space = _spaced(name, *widths, recipe=recipe, **how)
-    return stock(space, base, lambda plan: _recipe(name, plan, recipe))
+@pytest.fixture(scope="session")
+def float_model(exported: Callable[[str], Path]) -> Callable[[str], ir.Model]:
+    """`float_model("small_residual")`: the network in float."""
+    return cache(lambda name: float_network(exported(name)))
 
 
 @pytest.fixture(scope="session")
-def images() -> Callable[..., Batches]:
-    """`images("small_residual")`: 20 of them, labelled by the float network."""
-    return _images
+def images(float_model: Callable[[str], ir.Model]) -> Callable[..., Batches]:
+    """`images("small_residual")`: 20 random ones in batches of 8, labelled by the float network."""
+
+    @cache
+    def found(name: str, count: int = 20) -> Batches:
+        module = build(name).eval()
+        x = example(module, batch=count)
+        with torch.no_grad():
+            labels = module(x).argmax(1).numpy()
+        (value,) = float_model(name).graph.inputs
+        input_name = value.name or ""
+        shapes = {input_name: ((None, *module.input_shape), "float32")}
+        return open_data({input_name: x.numpy(), "labels": labels}, shapes, batch_size=8)
+
+    return found
 
 
 @pytest.fixture(scope="session")
-def spaced() -> Callable[..., tuple[State, Space]]:
-    """`spaced("small_residual", weights, activations, tied=..., ends=...)`: a placed network and its groups."""
-    return _spaced
-
-
-@pytest.fixture(scope="session")
-def library() -> Callable[..., Library]:
-    """`library("small_residual", weights, activations, ...)`: calibrated by closed-form; each is made once."""
-    return _library
-
-
-@pytest.fixture(scope="session")
-def quantized() -> Callable[[str, Plan, str], State]:
+def quantized(
+    float_model: Callable[[str], ir.Model], images: Callable[..., Batches]
+) -> Callable[[str, Plan, str], State]:
     """`quantized("small_residual", plan, recipe)`: a network quantized by a plan from the start."""
-    return _recipe
+
+    def found(name: str, plan: Plan, recipe: str) -> State:
+        return run_recipe(
+            float_model(name), images(name), load_recipe(recipe), {}, Terminal(), target=plan.target, set=(),
+            ends=None, plan=plan,
+        ).state  # fmt: skip
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def spaced(
+    float_model: Callable[[str], ir.Model], images: Callable[..., Batches]
+) -> Callable[..., tuple[State, Space]]:
+    """`spaced("small_residual", weights, activations, tied=..., ends=...)`: a placed network and its groups."""
+
+    @cache
+    def found(
+        name: str, weights: tuple[int, ...] = (7, 4, 2), activations: tuple[int, ...] = (), *,
+        target: str = "onnxruntime-x64-avx2", set: tuple[str, ...] = (), recipe: str = "closed-form", **how: bool,
+    ) -> tuple[State, Space]:  # fmt: skip
+        placing = Placing(target=target, set=set, bits_of_ends=None, recipe=recipe, settings={})
+        widths = Widths(weights=weights, activations=activations, **how)
+        return base_network(float_model(name), images(name), placing, widths, Terminal())
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def library(
+    spaced: Callable[..., tuple[State, Space]], quantized: Callable[[str, Plan, str], State]
+) -> Callable[..., Library]:
+    """`library("small_residual", weights, activations, ...)`: calibrated by closed-form; each is made once."""
+
+    @cache
+    def found(name: str, *widths: Any, recipe: str = "closed-form", **how: Any) -> Library:
+        base, space = spaced(name, *widths, recipe=recipe, **how)
+        return stock(space, base, lambda plan: quantized(name, plan, recipe))
+
+    return found

@@ -12,10 +12,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bitwright.graph.export import from_module
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
-from bitwright.models import build, example
 from bitwright.pipeline import State
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
 
@@ -56,14 +54,13 @@ def network() -> Callable[..., ir.Model]:
     return _network
 
 
-@cache
-def _folded(source: str | Path) -> ir.Model:
-    model = open_model(source) if isinstance(source, Path) else from_module(build(source), example(source))
-    model = normalise(model)
-    return FoldBatchNorm()(State(model=model, reference=model)).model
-
-
 @pytest.fixture(scope="session")
-def folded() -> Callable[[str | Path], ir.Model]:
+def folded(exported: Callable[[str], Path]) -> Callable[[str | Path], ir.Model]:
     """`folded(name or path)`: a reference network or a file, batch norm folded; do not change it."""
-    return _folded
+
+    @cache
+    def found(source: str | Path) -> ir.Model:
+        model = normalise(open_model(source if isinstance(source, Path) else exported(source)))
+        return FoldBatchNorm()(State(model=model, reference=model)).model
+
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from bitwright.execute.observe import float_session
-from bitwright.graph.export import from_module
 from bitwright.graph.normalise import normalise
+from bitwright.graph.open import open_model
 from bitwright.graph.overlay import with_overlay
 from bitwright.graph.regions import find_regions
-from bitwright.models import build, example
+from bitwright.models import example
 from bitwright.pipeline import State
 from bitwright.plan.spec import QSpec
 from bitwright.ptq.fold_batchnorm import FoldBatchNorm
@@ -33,8 +34,8 @@ def constants() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["small_conv_transpose", "small_unet"])
-def test_networks_with_transposed_convolutions(name: str) -> None:
-    model = normalise(from_module(build(name), example(name)))
+def test_networks_with_transposed_convolutions(name: str, exported: Callable[[str], Path]) -> None:
+    model = normalise(open_model(exported(name)))
     state = Place()(FoldBatchNorm()(State(model=model, reference=model)))
     assert state.plan is not None and not state.plan.refused
     assert not any(node.op_type == "ConvTranspose" for node in state.model.graph)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
 import bitwright as bw
+from bitwright.graph.export import from_module
 
 LITTLE = {"adaround": {"iterations": 20}}
 
 
-def network(depthwise: bool, batchnorm: bool) -> nn.Module:
+@cache
+def network(depthwise: bool, batchnorm: bool) -> ir.Model:
     torch.manual_seed(3)
     layers: list[nn.Module] = []
     for group in (1, 4 if depthwise else 1):
@@ -22,15 +26,13 @@ def network(depthwise: bool, batchnorm: bool) -> nn.Module:
         if batchnorm:
             layers.append(nn.BatchNorm2d(4))
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers, nn.Conv2d(4, 2, 1)).eval()
+    return from_module(nn.Sequential(*layers, nn.Conv2d(4, 2, 1)).eval(), torch.zeros(2, 4, 8, 8))
 
 
 def quantized(depthwise: bool, batchnorm: bool, data: bool, **settings: Any) -> tuple[list[str], bw.Quantized]:
     images = {"input": np.random.default_rng(0).normal(size=(32, 4, 8, 8)).astype(np.float32)} if data else None
-    example = torch.zeros(2, 4, 8, 8)
-    q = bw.quantize(
-        network(depthwise, batchnorm), images, recipe="whitepaper", example=example, steps={**LITTLE, **settings}
-    )
+    model = network(depthwise, batchnorm).clone()
+    q = bw.quantize(model, images, recipe="whitepaper", steps={**LITTLE, **settings})
     return [event.step.partition("(")[0] for event in q.state.log], q
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
 import bitwright as bw
+from bitwright.graph.export import from_module
 from bitwright.verbs.fronts import Front, front_of
 
 
@@ -21,6 +23,12 @@ def module() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def network(module: nn.Module) -> ir.Model:
+    """What the module is exported to, which takes seconds."""
+    return from_module(module, torch.zeros(2, 2, 6, 6))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +47,7 @@ def front(module: nn.Module, images: dict[str, np.ndarray], tmp_path_factory: py
     )  # fmt: skip
 
 
-def test_a_front_of_a_module(front: Front, module: nn.Module, images: dict[str, np.ndarray]) -> None:
+def test_a_front_of_a_module(front: Front, images: dict[str, np.ndarray]) -> None:
     assert front.met and not front.limits and front.over == ("weights",) and front.reference == 1.0
     assert len(front.points) >= 2 and front.best in front.points
     costs = [point.costs["weights"] for point in front.points]
@@ -67,9 +75,9 @@ def test_a_picture_of_another_form_is_refused(front: Front, tmp_path: Path) -> N
         front.plot(tmp_path / "front.gif")
 
 
-def test_a_front_of_two_costs(front: Front, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_front_of_two_costs(front: Front, network: ir.Model, images: dict[str, np.ndarray], tmp_path: Path) -> None:
     found = bw.pareto(
-        module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, weights=(4, 2), activations=(8, 4),
+        network, images, output=tmp_path, weights=(4, 2), activations=(8, 4),
         points=4, over=("weights", "bops"), verify_images=4, free_ends=True,
     )  # fmt: skip
     assert found.over == ("weights", "bops") and len(found.points) >= 3
@@ -87,10 +95,10 @@ def test_a_front_of_two_costs(front: Front, module: nn.Module, images: dict[str,
 
 
 def test_a_search_within_a_budget_goes_on_in_its_folder(
-    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+    front: Front, network: ir.Model, images: dict[str, np.ndarray]
 ) -> None:
     found = bw.search(
-        module, images, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True,
+        network, images, output=front.folder, weights=(4, 2), free_ends=True,
         verify_images=4, over="weights", budget=["weights=1/9"], solver="greedy",
     )  # fmt: skip
     assert found.met and found.best.costs["weights"] <= found.limits["weights"] == found.float_costs["weights"] / 9
@@ -98,10 +106,10 @@ def test_a_search_within_a_budget_goes_on_in_its_folder(
 
 
 def test_within_a_budget_the_best_is_judged_by_what_was_written(
-    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+    front: Front, network: ir.Model, images: dict[str, np.ndarray]
 ) -> None:
     found = bw.search(
-        module, images, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True,
+        network, images, output=front.folder, weights=(4, 2), free_ends=True,
         verify_images=4, budget=["weights=1/9"], method="zeroq",
     )  # fmt: skip
     assert {point.kind for point in found.points} == {"search", "uniform"}
@@ -112,29 +120,29 @@ def test_within_a_budget_the_best_is_judged_by_what_was_written(
 
 
 def test_other_methods_have_points_of_their_own_within_a_budget(
-    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+    front: Front, network: ir.Model, images: dict[str, np.ndarray]
 ) -> None:
     asked: dict[str, Any] = dict(
-        example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2), free_ends=True, verify_images=4,
+        output=front.folder, weights=(4, 2), free_ends=True, verify_images=4,
         budget="weights=1/9", refine=0,
     )  # fmt: skip
-    alone = bw.search(module, images, method="size", also="none", **asked)
+    alone = bw.search(network, images, method="size", also="none", **asked)
     assert {point.method for point in alone.points} <= {"size", ""}
-    both = bw.search(module, images, method="size", also="kl,zeroq,kl", **asked)
+    both = bw.search(network, images, method="size", also="kl,zeroq,kl", **asked)
     assert both.searching.aim.also == ("kl", "zeroq") and list(both.searching.measures) == ["size", "kl", "zeroq"]
     assert {point.choices for point in alone.points} <= {point.choices for point in both.points}
     for method in ("kl", "zeroq"):  # what each would have found by itself is there
-        own = bw.search(module, images, method=method, also="none", **asked)
+        own = bw.search(network, images, method=method, also="none", **asked)
         (point,) = [point for point in own.points if point.method == method]
         assert point.choices in {point.choices for point in both.points}
     judged = [point.found["calibration_sqnr_db"] for point in both.points]
     assert both.best.found["calibration_sqnr_db"] == max(judged)
-    assert bw.search(module, images, method="kl", **asked).searching.aim.also == ("adaquant",)
+    assert bw.search(network, images, method="kl", **asked).searching.aim.also == ("adaquant",)
 
 
-def test_layers_may_stay_in_float(module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_layers_may_stay_in_float(network: ir.Model, images: dict[str, np.ndarray], tmp_path: Path) -> None:
     found = bw.search(
-        module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, weights=(2, 32), free_ends=True,
+        network, images, output=tmp_path, weights=(2, 32), free_ends=True,
         verify_images=4, budget="weights=1/2", target="onnxruntime-x64-avx2", also="zeroq,hawq,fisher", refine=4,
     )  # fmt: skip
     assert found.met and found.best.found["proven"] and found.best.found["mismatches"] == 0
@@ -156,17 +164,17 @@ def test_layers_may_stay_in_float(module: nn.Module, images: dict[str, np.ndarra
     ],
 )
 def test_what_cannot_be_asked_of_other_methods(
-    asked: dict[str, Any], told: str, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path
+    asked: dict[str, Any], told: str, network: ir.Model, images: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     with pytest.raises(bw.InputError, match=re.escape(told)):
-        bw.search(module, images, example=torch.zeros(2, 2, 6, 6), output=tmp_path, method="zeroq", **asked)
+        bw.search(network, images, output=tmp_path, method="zeroq", **asked)
 
 
 def test_a_picture_without_accuracy_is_refused(
-    front: Front, module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path
+    front: Front, network: ir.Model, images: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     found = bw.search(
-        module, {"input": images["input"]}, example=torch.zeros(2, 2, 6, 6), output=front.folder, weights=(4, 2),
+        network, {"input": images["input"]}, output=front.folder, weights=(4, 2),
         free_ends=True, verify_images=0, budget="weights=1/9", set=["A=8"],
     )  # fmt: skip
     assert found.reference is None and found.best.found["proven"] is None and found.best.drop is None
@@ -175,20 +183,20 @@ def test_a_picture_without_accuracy_is_refused(
 
 
 @pytest.mark.parametrize("bound", [{"budget": "size=1/8"}, {"max_drop": 1.0}], ids=["budget", "drop"])
-def test_a_front_has_no_bounds(bound: dict[str, Any], module: nn.Module, images: dict[str, np.ndarray]) -> None:
+def test_a_front_has_no_bounds(bound: dict[str, Any], network: ir.Model, images: dict[str, np.ndarray]) -> None:
     with pytest.raises(bw.InputError, match="and a front has no bounds; expected no bound; use search"):
-        bw.pareto(module, images, example=torch.zeros(2, 2, 6, 6), **bound)
+        bw.pareto(network, images, **bound)
 
 
 def test_tries_never_lose_more_than_the_solver_alone(
-    front: Front, module: nn.Module, images: dict[str, np.ndarray]
+    front: Front, network: ir.Model, images: dict[str, np.ndarray]
 ) -> None:
     asked: dict[str, Any] = {
-        "example": torch.zeros(2, 2, 6, 6), "output": front.folder, "weights": (4, 2), "free_ends": True,
+        "output": front.folder, "weights": (4, 2), "free_ends": True,
         "verify_images": 0, "budget": "weights=1/11", "method": "zeroq",
     }  # fmt: skip
     asked["output"] = front.folder / "tries"  # where no search before has tried any
-    plain, tried = (bw.search(module, images, **asked, refine=tries) for tries in (0, 6))
+    plain, tried = (bw.search(network, images, **asked, refine=tries) for tries in (0, 6))
     kept = tried.searching.shelf.used
     lines = [line for path in kept if path.suffix == ".jsonl" for line in path.read_text().splitlines()]
     whole = [json.loads(line) for line in lines if "whole" in line]
