@@ -187,6 +187,29 @@ def test_impossible_budgets_say_what_can_be_reached(cli: Any, files: Path, copie
     assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before and made == []
 
 
+QUICKLY = ("--cost", "latency.rounds=5", "--cost", "latency.seconds=0.001")
+
+
+@pytest.mark.parametrize(("share", "code"), [("1000", 0), ("0.0001", 1)], ids=["within", "above"])
+def test_a_latency_is_met_by_what_was_measured(
+    share: str, code: int, cli: Any, files: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two-sided: a drop and a latency. What tables foretell is no bound: the fastest is written, and timed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copied))
+    ran = cli(*labelled(files, copied, "--budget", f"latency={share}", "--max-drop", 100, "--also", "none", *QUICKLY))
+    found = ran.json
+    assert ran.code == code and found["met"] == (code == 0)
+    (best,) = [point for point in found["points"] if point["best"]]
+    latency = best["latency"]
+    assert latency["ms"] > 0 and latency["to_float"] > 0
+    assert latency["to_float_low"] is latency["to_float_high"] is None, "five rounds are too few for an interval"
+    assert set(found["excess"]) == ({"latency"} if code else set())
+    foretold = "latency: no choice of widths is foretold to take less than " in ran.err
+    assert foretold == (code == 1)
+    if code:
+        assert found["excess"]["latency"] == pytest.approx(latency["to_float"] / 0.0001)
+
+
 # Drops of accuracy.
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bitwright.errors import InputError
 from bitwright.mixed.one_hot import Bound, minimise
 from bitwright.mixed.problem import Additive, Assignment, Choices, Due, Problem, within
@@ -80,8 +82,12 @@ def hard(problem: Problem) -> list[Bound]:
     return [Bound(of=problem.costs[name], most=limit) for name, limit in problem.limits.items()]
 
 
-def feasible(problem: Problem) -> Assignment:
+def feasible(problem: Problem, spelled: Callable[[str, float], str] | None = None) -> Assignment:
     """An assignment within all limits, whatever it loses.
+
+    Args:
+        problem: its limits.
+        spelled: how errors show a value of a cost, as that of its name and with a unit.
 
     Raises:
         InputError: there is none; says the least and the most of the cost that cannot be met, or, where each limit can
@@ -97,12 +103,13 @@ def feasible(problem: Problem) -> Assignment:
         raise it, or offer narrower widths
     """
     spans = reachable(problem)
+    of = spelled or (lambda name, value: told(value))
     for name, limit in problem.limits.items():
         low, high = spans[name]
         if not within(low, limit):
             raise InputError(
-                f"limit of {name}", told(limit),
-                f"{told(low)} (the least that can be reached) to {told(high)} (the most)",
+                f"limit of {name}", of(name, limit),
+                f"{of(name, low)} (the least that can be reached) to {of(name, high)} (the most)",
                 "raise it, or offer narrower widths",
             )  # fmt: skip
     if len(problem.limits) == 1:
@@ -111,9 +118,9 @@ def feasible(problem: Problem) -> Assignment:
     if met is not None:
         return problem.assignment(met.choices)
     found = nearest(problem)
-    limits = ", ".join(f"{name} <= {told(limit)}" for name, limit in problem.limits.items())
-    near = ", ".join(f"{name} = {told(found.costs[name])}" for name in problem.limits)
-    each = ", ".join(f"{name} {told(spans[name][0])} to {told(spans[name][1])}" for name in problem.limits)
+    limits = ", ".join(f"{name} <= {of(name, limit)}" for name, limit in problem.limits.items())
+    near = ", ".join(f"{name} = {of(name, found.costs[name])}" for name in problem.limits)
+    each = ", ".join(f"{name} {of(name, spans[name][0])} to {of(name, spans[name][1])}" for name in problem.limits)
     raise InputError(
         "limits", f"{limits} cannot be met at once", f"limits that one assignment meets; nearest is {near}",
         f"raise one of them (alone they reach {each})",

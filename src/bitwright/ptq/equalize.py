@@ -40,6 +40,8 @@ STILL, SWEEPS = 1e-3, 20
 #: Factors lie between these.
 LEAST, MOST = 1e-8, 1e8
 RELU6 = (0.0, 6.0)
+#: Above the mean, no value is taken to be further; as activation ranges of batch norm have it.
+DEVIATIONS = 6.0
 #: What channels reach is counted on so many steps from 0 to 6.
 STEPS = 64
 
@@ -135,12 +137,15 @@ class Equalize:
     def _reach(
         self, state: State, links: Sequence[Link], batches: Batches | None, images_done: Progress | None
     ) -> dict[str, Tensor]:
-        """What all but `reached` of a channel's values before a ReLU6 stay below, `[C]`, by the layer's weight."""
+        """What channels reach before a ReLU6, up to 6, `[C]`, by the layer's weight; infinite where they get there."""
         watched = {link.first.node.outputs[0].name or "": link.first.weight for link in links if _relu6(link)}
         if batches is None:
             found = {weight: state.batchnorm[weight] for weight in watched.values() if weight in state.batchnorm}
-            deviations = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * self.reached, dtype=torch.float64)))
-            return {w: bn.beta.double() + deviations * bn.gamma.double().abs() for w, bn in found.items()}
+            often = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * self.reached, dtype=torch.float64)))
+            return {
+                weight: _limits(bn.beta + often * bn.gamma.abs(), bn.beta + DEVIATIONS * bn.gamma.abs())
+                for weight, bn in found.items()
+            }
         counts: dict[str, Tensor] = {}
 
         def count(site: str, values: Tensor) -> None:
@@ -149,7 +154,15 @@ class Equalize:
         watches = [Watch(site=site, extremes=False) for site in watched]
         if watches:
             observe(state.model, state.overlay, watches, batches.take(self.images), count, progress=images_done)
-        return {watched[site]: stayed_below(n, RELU6[1], self.reached) for site, n in counts.items()}
+        return {
+            watched[site]: _limits(*(stayed_below(n, RELU6[1], share) for share in (self.reached, 0.0)))
+            for site, n in counts.items()
+        }
+
+
+def _limits(often: Tensor, ever: Tensor) -> Tensor:
+    """From what all but a few values stay below, and all of them."""
+    return torch.where(often > RELU6[1], math.inf, ever.double().clamp(max=RELU6[1]))
 
 
 def counted(values: Tensor, top: float) -> Tensor:

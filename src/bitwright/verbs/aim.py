@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitwright.cost.budget import Budget, parse_budget
+from bitwright.cost import COSTS
+from bitwright.cost.budget import Budget, parse_budget, spelled
 from bitwright.errors import InputError
+from bitwright.lookup import lookup
 
 #: Costs that are told of every point, beside those that are bounded.
 TOLD = ("size", "weights", "bops")
+#: The cost that is measured: what its table foretells is no bound.
+MEASURED = "latency"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,22 @@ class Aim:
     def costs(self) -> tuple[str, ...]:
         """All costs that a search has tables of."""
         return tuple(dict.fromkeys((*TOLD, *(budget.name for budget in self.budgets), *self.over)))
+
+
+def unit(name: str) -> str:
+    """Unit of a cost."""
+    found: str = lookup(COSTS, name, "cost").load().unit
+    return found
+
+
+def told_cost(name: str, value: float) -> str:
+    """A cost for people, with its unit; one of several tables has a number behind its name.
+
+    Example:
+        >>> told_cost("size", 200000.0), told_cost("memory (2)", 1500.0)
+        ('200 kB', '1.5 kB')
+    """
+    return spelled(value, unit(name.partition(" (")[0]))
 
 
 def parse_budgets(texts: Sequence[str]) -> tuple[Budget, ...]:

@@ -35,7 +35,7 @@ from bitwright.verbs.quantize import DataFlags, ShapeFlag, peak_memory_mb, prepr
 from bitwright.verbs.quantized import model_bytes, placing_of
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, raisable, run_trial
-from bitwright.verbs.verb import Outcome, argument, option
+from bitwright.verbs.verb import Outcome, argument, finite, option
 
 #: Images that the scan before raising bits sees.
 SCANNED = 256
@@ -306,7 +306,7 @@ class _Climb:
             return failed
         sqnr = trial.found.sqnr_db
         found = Attempt(
-            **base, drop=trial.found.drop, sqnr_db=None if sqnr is None or np.isinf(sqnr) else sqnr,
+            **base, drop=trial.found.drop, sqnr_db=finite(sqnr),
             bytes=len(trial.served), seconds=trial.seconds,
         )  # fmt: skip
         self.folder.keep(found, trial.served)

@@ -28,7 +28,7 @@ from bitwright.verbs.quantize import DataFlags, ShapeFlag, preprocess_flags
 from bitwright.verbs.quantized import are_classes, model_bytes, placing_of
 from bitwright.verbs.terminal import Terminal
 from bitwright.verbs.trial import Bench, Trial, check_labels, check_settings, eight_bits, raisable, run_trial
-from bitwright.verbs.verb import Outcome, argument, option
+from bitwright.verbs.verb import Outcome, argument, finite, option
 
 #: A remedy is kept when it lowers the noise by at least so many dB.
 LEAST_GAIN_DB = 0.05
@@ -226,12 +226,12 @@ def _helps(before: Evaluation, after: Evaluation) -> bool:
 
 def measured_json(found: Measured) -> dict[str, Any]:
     """As JSON; an infinite ratio, of equal outputs, is null."""
-    return {**asdict(found), "sqnr_db": _finite(found.sqnr_db)}
+    return {**asdict(found), "sqnr_db": finite(found.sqnr_db)}
 
 
 def served_json(found: Evaluation) -> dict[str, Any]:
     """What is shown of a file that was measured."""
-    return {"accuracy": found.top1, "agreement": found.agreement, "sqnr_db": _finite(found.sqnr_db)}
+    return {"accuracy": found.top1, "agreement": found.agreement, "sqnr_db": finite(found.sqnr_db)}
 
 
 def site_json(row: Any) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def site_json(row: Any) -> dict[str, Any]:
 def layer_json(layer: Layer) -> dict[str, Any]:
     """A layer as JSON."""
     return {
-        **asdict(layer), "sqnr_in_db": _finite(layer.sqnr_in_db), "sqnr_out_db": _finite(layer.sqnr_out_db)
+        **asdict(layer), "sqnr_in_db": finite(layer.sqnr_in_db), "sqnr_out_db": finite(layer.sqnr_out_db)
     }  # fmt: skip
 
 
@@ -250,10 +250,6 @@ def finding_json(finding: Finding) -> dict[str, Any]:
     """A finding as JSON, with what its cause is and what helps."""
     cause = CAUSES[finding.cause]
     return {**asdict(finding), "text": cause.text, "remedies": list(cause.remedies)}
-
-
-def _finite(number: float | None) -> float | None:
-    return None if number is None or math.isinf(number) else number
 
 
 def _plain(own: Any) -> dict[str, Any]:

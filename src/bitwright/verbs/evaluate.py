@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from bitwright.verbs.quantized import are_classes
 from bitwright.verbs.serving import HELP, resolve_runtime
 from bitwright.verbs.tables import facts
 from bitwright.verbs.terminal import Terminal
-from bitwright.verbs.verb import Outcome, argument, option
+from bitwright.verbs.verb import Outcome, argument, finite, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,7 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
     """The object that `--json` prints."""
     json = asdict(found)
     for entry in (json, *json["outputs"]):
-        if entry["sqnr_db"] is not None and math.isinf(entry["sqnr_db"]):
-            entry["sqnr_db"] = None  # JSON has no infinity; agreement then says 1
+        entry["sqnr_db"] = finite(entry["sqnr_db"])  # agreement then says 1
     return {**json, "outputs": list(json["outputs"]), "metrics": list(json["metrics"])}
 
 

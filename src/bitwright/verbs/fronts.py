@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.cost import COSTS
-from bitwright.cost.budget import spelled
 from bitwright.deploy.evaluate import Drop
 from bitwright.deploy.writer import write_bytes
 from bitwright.errors import InputError
 from bitwright.lookup import lookup
 from bitwright.mixed.problem import Assignment, Choices
 from bitwright.mixed.solvers.pareto import not_dominated
+from bitwright.verbs.aim import told_cost, unit
 from bitwright.verbs.searching import TRIES, Point, Searching
 
 #: A limit that was missed is drawn in to where the same miss would meet it, and by this part more.
@@ -145,7 +144,7 @@ def _within(searching: Searching, notes: list[str]) -> list[Point]:
 
 def _aimed(searching: Searching, method: str, notes: list[str]) -> Point:
     """The point of a method: where what is written is above a limit, the next try aims lower by as much."""
-    limits = dict(searching.limits)
+    limits = dict(searching.aimed)
     (point,) = searching.write("search", [searching.within(limits, method)], method)
     for _ in range(TRIES - 1):
         excess = searching.excess(point, searching.limits)
@@ -154,8 +153,8 @@ def _aimed(searching: Searching, method: str, notes: list[str]) -> Point:
         for name, factor in excess.items():
             limits[name] = min(limits[name], point.predicted[name]) / factor * (1 - MORE)
             notes.append(
-                f"{name} of {point.name} is {spelled(point.costs[name], unit(name))}, "
-                f"{spelled(point.predicted[name], unit(name))} by its table: aimed lower"
+                f"{name} of {point.name} is {told_cost(name, point.costs[name])}, "
+                f"{told_cost(name, point.predicted[name])} by its table: aimed lower"
             )
         if searching.cannot(limits):
             notes.append("no choice of widths is foretold to be that low")
@@ -217,12 +216,6 @@ def front_of(points: Sequence[Point], over: Sequence[str]) -> list[Point]:
         for i, point in enumerate(labelled) if point.drop is not None
     }  # fmt: skip
     return [labelled[one.choices[0]] for one in not_dominated(list(as_assignments.values()), over)]
-
-
-def unit(name: str) -> str:
-    """Unit of a cost."""
-    found: str = lookup(COSTS, name, "cost").load().unit
-    return found
 
 
 def point_json(point: Point, *, on_front: bool, best: bool) -> dict[str, Any]:

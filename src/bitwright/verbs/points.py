@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from bitwright.targets import TARGETS
 from bitwright.verbs.preparing import data_for, float_network
 from bitwright.verbs.quantized import Quantized, are_classes, model_bytes, run_recipe
 from bitwright.verbs.terminal import Terminal
+from bitwright.verbs.verb import finite
 
 MODEL, PLAN, EVALUATION = "model.onnx", "plan.json", "evaluation.json"
 #: Raised where `evaluation.json` gets other keys: what was written before is made anew.
@@ -139,8 +139,8 @@ def make_point(job: PointJob) -> dict[str, Any]:
         "costs": {name: COSTS[name].load()(**given).of(quantized.state) for name, given in job.costs.items()},
         "drop": None if found.drop is None else asdict(found.drop),
         "agreement": found.agreement,
-        "sqnr_db": _finite(found.sqnr_db),
-        "calibration_sqnr_db": _finite(judged.sqnr_db),
+        "sqnr_db": finite(found.sqnr_db),
+        "calibration_sqnr_db": finite(judged.sqnr_db),
         "simulated": found.simulated,
         "diverged": quantized.diverged,
         "seconds": time.perf_counter() - start,
@@ -148,10 +148,6 @@ def make_point(job: PointJob) -> dict[str, Any]:
     }
     write_bytes(folder / EVALUATION, json.dumps(row, indent=1).encode())
     return row
-
-
-def _finite(decibels: float | None) -> float | None:
-    return None if decibels is None or math.isinf(decibels) else decibels
 
 
 def _proof(job: PointJob, quantized: Quantized, path: Path, measured: Batches) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from bitwright.cost.budget import spelled
-from bitwright.verbs.fronts import unit
+from bitwright.verbs.aim import told_cost
 from bitwright.verbs.tables import columns, facts, percent, points
 
 
@@ -50,27 +49,29 @@ def _row(json: Mapping[str, Any], row: Mapping[str, Any], costs: list[str]) -> t
         row["name"], row["method"] or row["kind"], f"{row['mean_bits']:.2f}",
         "" if drop is None else percent(drop["accuracy"]),
         "" if drop is None else points(drop["drop"]), interval,
-        *(spelled(row["costs"][name], unit(name)) for name in costs), ", ".join([*marks, *([proof] if proof else [])]),
+        *(told_cost(name, row["costs"][name]) for name in costs), ", ".join([*marks, *([proof] if proof else [])]),
     )  # fmt: skip
 
 
 def _spelled(name: str, value: float) -> str:
-    return f"{name} {spelled(value, unit(name))}"
+    return f"{name} {told_cost(name, value)}"
 
 
 def _latency(row: Mapping[str, Any]) -> str:
     found = row["latency"]
     if found is None:
         return ""
+    ends = found["to_float_low"], found["to_float_high"]
+    interval = "too few rounds for an interval" if None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
     return (
         f"{row['name']}: latency {found['ms']:.3g} ms measured ({found['to_float']:.3f} of float, "
-        f"{found['to_float_low']:.3f} to {found['to_float_high']:.3f}), {found['predicted_ms']:.3g} ms predicted "
+        f"{interval}), {found['predicted_ms']:.3g} ms predicted "
         f"({found['predicted_to_float']:.3f} of float)"
     )
 
 
 def _verdict(json: Mapping[str, Any]) -> str:
-    asked = [f"{name} <= {spelled(limit, unit(name))}" for name, limit in json["limits"].items()]
+    asked = [f"{name} <= {told_cost(name, limit)}" for name, limit in json["limits"].items()]
     if json["max_drop"] is not None:
         asked.append(f"drop <= {100 * json['max_drop']:g} points at a confidence of {json['confidence']:g}")
     if not asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +26,16 @@ class Outcome:
     json: Mapping[str, Any]
     text: RenderableType
     exit_code: int = 0
+
+
+def finite(number: float | None) -> float | None:
+    """None where a number is infinite: JSON has none such.
+
+    Example:
+        >>> finite(2.0), finite(float("inf"))
+        (2.0, None)
+    """
+    return None if number is None or math.isinf(number) else number
 
 
 class Verb(Protocol):
