@@ -173,8 +173,8 @@ def counted(values: Tensor, top: float) -> Tensor:
         top: where the steps end.
     """
     channels = values.shape[1]
-    steps = (values.float() * (STEPS / top)).ceil_().clamp_(0, STEPS + 1).to(torch.int64)
-    steps += (torch.arange(channels) * (STEPS + 2)).reshape(1, -1, *[1] * (values.ndim - 2))
+    steps = (values.float() * (STEPS / top)).ceil_().nan_to_num_(0.0).clamp_(0, STEPS + 1).to(torch.int32)
+    steps += (torch.arange(channels, dtype=torch.int32) * (STEPS + 2)).reshape(1, -1, *[1] * (values.ndim - 2))
     return torch.bincount(steps.flatten(), minlength=channels * (STEPS + 2)).reshape(channels, -1)
 
 
