@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.graph.export import from_module
 from bitwright.graph.layers import find_links
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
@@ -49,6 +52,17 @@ def drawn(module: nn.Module, seed: int = 0, spread: float = 1.5) -> nn.Module:
 def folded_module(module: nn.Module, shape: Sequence[int]) -> State:
     model = normalise(open_model(module, torch.randn(2, *shape)))
     return run_chain([FoldBatchNorm()], State(model=model, reference=model), None)
+
+
+@cache
+def folded_network(name: str, spread: float = 1.5) -> State:
+    """A reference network of unlike channels, exported once."""
+    network = build(name)
+    return folded_module(drawn(network, spread=spread), network.input_shape)
+
+
+def inputs_of(name: str, images: int) -> Tensor:
+    return torch.randn(images, *build(name).input_shape)
 
 
 def output(state: State, x: Tensor) -> Tensor:
@@ -152,18 +166,16 @@ NETWORKS = ("small_residual", "small_conv_transpose", "small_shuffle")
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_stays_the_same_function(name: str) -> None:
-    network = build(name)
-    state = folded_module(drawn(network), network.input_shape)
+    state = folded_network(name)
     found = Equalize()(state)
     assert found.log[-1].facts["equalized_sets"] > 0 and found.overlay
-    x = torch.randn(2, *network.input_shape)
+    x = inputs_of(name, 2)
     assert same(output(state, x), output(found, x))
     assert found.model is state.model
 
 
 def test_depthwise_triples_end_with_equal_ranges_and_batch_norm_follows() -> None:
-    network = build("small_inverted_residual")
-    state = folded_module(drawn(network, spread=0.2), network.input_shape)
+    state = folded_network("small_inverted_residual", 0.2)
     found = Equalize(relu6="replace")(state)
     triples = [links for links in equalizable_sets(find_links(found.model)) if len(links) == 2]
     assert triples and found.log[-1].facts["relu6_changed"] > 0
@@ -182,16 +194,15 @@ def test_depthwise_triples_end_with_equal_ranges_and_batch_norm_follows() -> Non
     bounds = {
         n.inputs[2].name or "": torch.tensor(1e9) for n in clips[0] if n.outputs[0].name not in left and n.inputs[2]
     }
-    x = 3 * torch.randn(2, *network.input_shape)
+    x = 3 * inputs_of("small_inverted_residual", 2)
     assert same(output(state.but(overlay=bounds), x), output(found, x))
     assert not same(output(state, x), output(found, x))
 
 
 def test_relu6_can_be_kept_and_then_nothing_changes_through_it() -> None:
-    network = build("small_inverted_residual")
-    state = folded_module(drawn(network), network.input_shape)
+    state = folded_network("small_inverted_residual")
     found = Equalize(relu6="keep")(state)
-    x = 3 * torch.randn(2, *network.input_shape)
+    x = 3 * inputs_of("small_inverted_residual", 2)
     assert same(output(state, x), output(found, x)) and found.log[-1].facts["relu6_changed"] == 0
     replaced = Equalize(relu6="replace")(state)
     assert sum(n.op_type == "Clip" for n in replaced.model.graph) < sum(n.op_type == "Clip" for n in state.model.graph)
@@ -267,9 +278,8 @@ def test_factors_of_channels_that_get_to_six(
 
 
 def test_a_network_whose_channels_get_to_six_stays_the_same_function(batches_of: Any) -> None:
-    network = build("small_inverted_residual")
-    state = folded_module(drawn(network), network.input_shape)
-    x = 3 * torch.randn(8, *network.input_shape)
+    state = folded_network("small_inverted_residual")
+    x = 3 * inputs_of("small_inverted_residual", 8)
     found = Equalize(reached=0.0)(state, batches_of(state, x.numpy()))
     facts = found.log[-1].facts
     assert facts["relu6_changed"] > 0 and facts["relu6_reached"] > 0 and found.overlay
@@ -318,16 +328,15 @@ def test_what_channels_stay_below(share: float) -> None:
 # What it is for.
 
 
-def simulated_error(network: Any, granularity: str, recipe: str) -> float:
+def simulated_error(network: ir.Model, granularity: str, recipe: str) -> float:
     """Mean squared error of the simulation against the float network, over the network's own power."""
-    x = torch.randn(16, *network.input_shape, generator=torch.Generator().manual_seed(1))
-    name = "input"
+    x = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(1))
     q = bw.quantize(
-        network, {name: x.numpy()}, example=x[:2], recipe=recipe, target="onnxruntime-x64",
+        network.clone(), {"input": x.numpy()}, recipe=recipe, target="onnxruntime-x64",
         steps={"place": {"granularity": granularity}},
     )  # fmt: skip
     with torch.no_grad():
-        y, found = network(x), q.torch("simulated")(x)[0]
+        y, found = q.torch("float")(x)[0], q.torch("simulated")(x)[0]
     return float((found - y).square().mean() / y.square().mean())
 
 
@@ -335,12 +344,11 @@ def test_one_scale_for_a_weight_needs_equal_ranges(tmp_path: Any) -> None:
     """The paper's claim: per-tensor weights of unlike channels are useless, and equalized ones are not."""
     equalized = tmp_path / "equalized.yaml"
     equalized.write_text("help: x\nsteps: [fold_batchnorm, equalize, place, calibrate]\n")
-    network: Any = nn.Sequential(
+    module = nn.Sequential(
         nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16),
         nn.ReLU(), nn.Conv2d(16, 8, 1),
     )  # fmt: skip
-    network.input_shape = (3, 6, 6)
-    drawn(network, spread=2.5)
+    network = from_module(drawn(module, spread=2.5), torch.zeros(2, 3, 6, 6))
     naive = simulated_error(network, "tensor", "int8")
     better = simulated_error(network, "tensor", str(equalized))
     by_channel = simulated_error(network, "channel", "int8")
