@@ -9,7 +9,6 @@ the files in it are timed beside the float file, in the same rounds, which wants
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def searching(key: dict[str, Any], flags: Any, **aim: Any) -> Searching:
     network, seed, recipe, space = (key[name] for name in ("network", "seed", "recipe", "space"))
     file, folder = NETWORKS[network]
     calibration, validation = images_of(network, seed, flags)
-    path = Path(tempfile.gettempdir()) / f"mixed-{recipe.replace(' ', '-')}.yaml"
+    path = flags.work / f"{recipe.replace(' ', '-')}.yaml"
     steps = ["fold_batchnorm", {"equalize": {"relu6": "widen"}, "when": "depthwise or per_tensor"}, "place",
              {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
     path.write_text(yaml.safe_dump({"help": recipe, "steps": steps}))

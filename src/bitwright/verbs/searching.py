@@ -317,13 +317,12 @@ class Searching:
         found = [kept_point(job) for job in jobs]
         missing = {job.folder: job for job, kept in zip(jobs, found, strict=True) if kept is None}
         with self.terminal.progress("points", len(missing)) as advance:
-            self.executor.run(make_point, list(missing.values()), done=lambda i, row: advance(1))
-        points = []
-        for assignment, job in zip(assignments, jobs, strict=True):
-            row = kept_point(job)
-            assert row is not None, "every point was made"
-            points.append(self._point(kind, method, assignment, job, row))
-        return points
+            rows = self.executor.run(make_point, list(missing.values()), done=lambda i, row: advance(1))
+        made = dict(zip(missing, rows, strict=True))
+        return [
+            self._point(kind, method, assignment, job, made[job.folder] if row is None else row)
+            for assignment, job, row in zip(assignments, jobs, found, strict=True)
+        ]
 
     def excess(self, point: Point, limits: Mapping[str, float]) -> dict[str, float]:
         """`{cost: measured over limit}` of the costs of a point that are above their limits.
