@@ -19,6 +19,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -104,7 +105,7 @@ class Equalize:
         links = [link for link in find_links(model) if self._equalizable(link)]
         limits: dict[str, Tensor] = {}
         if self.relu6 == "fit":
-            limits = self._reach(state.but(model=model), links, batches, images_done)
+            limits = self._reach(state, links, batches, images_done)
             links = [link for link in links if link.first.weight in limits or not _relu6(link)]
         sets = equalizable_sets(links)
         bounded = [(node, link) for links in sets for link in links for node in _relu6(link)]
@@ -141,7 +142,7 @@ class Equalize:
         watched = {link.first.node.outputs[0].name or "": link.first.weight for link in links if _relu6(link)}
         if batches is None:
             found = {weight: state.batchnorm[weight] for weight in watched.values() if weight in state.batchnorm}
-            often = math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * self.reached, dtype=torch.float64)))
+            often = NormalDist().inv_cdf(1 - self.reached) if self.reached else math.inf
             return {
                 weight: _limits(bn.beta + often * bn.gamma.abs(), bn.beta + DEVIATIONS * bn.gamma.abs())
                 for weight, bn in found.items()

@@ -304,9 +304,8 @@ class _Climb:
             failed = Attempt(**base, drop=None, sqnr_db=None, bytes=0, seconds=seconds, failed=str(error))
             self.folder.keep(failed, b"")
             return failed
-        sqnr = trial.found.sqnr_db
         found = Attempt(
-            **base, drop=trial.found.drop, sqnr_db=finite(sqnr),
+            **base, drop=trial.found.drop, sqnr_db=finite(trial.found.sqnr_db),
             bytes=len(trial.served), seconds=trial.seconds,
         )  # fmt: skip
         self.folder.keep(found, trial.served)

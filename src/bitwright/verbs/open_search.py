@@ -143,13 +143,14 @@ def open_search(
     settings: dict[str, Mapping[str, Any]] = dict(steps if isinstance(steps, Mapping) else parse_settings(steps))
     distilling = dict(settings.pop("distill", {}))
     check_settings(settings, [load_recipe(inside), load_recipe(recipe or inside)])
+    judged = method or Aim.method  # if nothing is said, the outputs of the network decide once it is open
     aim = _aim(
         Aim(
-            method=method or Aim.method,
+            method=judged,
             measure=dict(measure or {}),
             solver=solver,
-            also=_also(also, method or Aim.method, budget),
-            refine=tries_of(refine, method or Aim.method, budget),
+            also=_also(also, judged, budget),
+            refine=tries_of(refine, judged, budget),
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
             over=(over,) if isinstance(over, str) else tuple(over),
