@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,22 @@ from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+#: Names the folder of exported networks.
+EXPORTED = "BITWRIGHT_EXPORTED"
 
 # The same examples every time: a check that fails now and then is not a check. Time limits belong to benchmarks.
 settings.register_profile("bitwright", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("bitwright")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what their module has made run in one process: in two it would be made twice."""
+    for item in items:
+        made = getattr(item, "_fixtureinfo", None)
+        scopes = {} if made is None else {found[-1].scope for found in made.name2fixturedefs.values()}
+        if "module" in scopes and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +51,15 @@ def _own_draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(request.module, "GENERATOR", copy.deepcopy(found))
 
 
+@pytest.fixture(autouse=True)
+def _signatures_read_once() -> None:
+    """PyTorch's exporter parses the sources of all its ops anew for each export, which is half a second."""
+    if "onnxscript.values" in sys.modules:
+        traced = sys.modules["onnxscript.values"].TracedOnnxFunction
+        if not hasattr(traced.function_ir.fget, "cache_info"):
+            traced.function_ir = property(cache(traced.function_ir.fget))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The root of the repository."""
@@ -50,17 +73,21 @@ def assets(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`exported("small_residual")`: the file of a reference network, which takes seconds to export.
-
-    Each is made once for all processes that run tests.
-    """
+def exported_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where exported networks are: one folder for all processes that run tests."""
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if own.name.startswith("popen-") else own) / "exported"
+    given = os.environ.get(EXPORTED)  # by a test that runs tests
+    folder = Path(given) if given else (own.parent if own.name.startswith("popen-") else own) / "exported"
     folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(exported_folder: Path) -> Callable[[str], Path]:
+    """`exported("small_residual")`: the file of a reference network, which takes seconds to export."""
 
     def found(name: str) -> Path:
-        path = folder / f"{name}.onnx"
+        path = exported_folder / f"{name}.onnx"
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 import onnx_ir as ir

@@ -14,6 +14,8 @@ from bitwright.cli import rendered
 from bitwright.deploy.verify import verify
 from bitwright.verbs import demo as module
 
+pytestmark = pytest.mark.xdist_group("demo")  # they share what it trained
+
 
 def test_its_numbers(demo: Any, cli: Any) -> None:
     ran, folder = demo

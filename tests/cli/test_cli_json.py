@@ -72,6 +72,7 @@ def test_json_is_one_object_on_stdout(
     validate(command, ran.json)
 
 
+@pytest.mark.xdist_group("demo")
 def test_the_demo_prints_one_object_too(demo: Any) -> None:
     ran, _ = demo
     assert (ran.code, ran.err) == (0, "")

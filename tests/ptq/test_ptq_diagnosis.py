@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from bitwright import quantize
+from bitwright.data.opening import open_data
 from bitwright.errors import InputError, UnsupportedError
 from bitwright.pipeline import State, run_chain
 from bitwright.ptq.calibrate import Calibrate
@@ -114,9 +117,38 @@ def test_the_scan_finds_the_site_that_was_made_bad(calibrated: Any, batches_of: 
         assert found.guilty == guilty
 
 
-def test_labels_are_counted_and_the_last_batch_is_not_counted_twice(calibrated: Any, placed: Any) -> None:
-    from bitwright.data.opening import open_data
+class Heads(nn.Module):
+    """A trunk, a head for the scores of classes and one of maps; and the class itself."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.near, self.far = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        h = self.trunk(x).relu()
+        scores = self.near(h).mean((2, 3))
+        return scores, self.far(h), scores.argmax(1)
+
+
+def test_all_outputs_count() -> None:
+    state = quantize(Heads().eval(), {"x": IMAGES}, example=torch.zeros(2, 3, 6, 6), set=["W=4,A=4"]).state
+    labels = (np.arange(11) % 4).astype(np.int64)
+    batches = open_data({"x": IMAGES, "labels": labels}, {"x": ((None, 3, 6, 6), "float32")}, batch_size=4)
+    found = scan(state, batches)
+    parts, x = [], {"x": torch.from_numpy(IMAGES)}
+    scores, maps, _ = (value.name or "" for value in state.model.graph.outputs)
+    for name in (scores, maps):
+        y, q = (program(state).run(x)[name].double() for program in (float_program, simulated_program))
+        parts.append(float((y - q).square().sum() / y.square().sum()))
+    assert found.both.noise == pytest.approx(sum(parts) / 2) and min(parts) > 0
+    assert found.both.kl is None  # maps have no classes
+    answers = float_program(state).run(x)[scores].argmax(1).numpy()
+    assert found.float_accuracy == pytest.approx((answers == labels).mean())
+    (far,) = (row for row in found.sites if row.site == "far.weight")
+    assert 0 < far.only.noise < math.inf and far.repaired > 0
+
+
+def test_labels_are_counted_and_the_last_batch_is_not_counted_twice(calibrated: Any, placed: Any) -> None:
     state = calibrated()
     y = float_program(state).run({"x": torch.from_numpy(IMAGES)})["y"].argmax(1).numpy()
     labels = np.where(np.arange(11) < 3, (y + 1) % 4, y)

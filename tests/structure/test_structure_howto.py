@@ -116,8 +116,12 @@ def commands_in(folder: Path) -> None:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of what the steps touch, with its compiled modules, which then need not be compiled again."""
+def project(tmp_path: Path, exported_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the steps touch, with its compiled modules, which then need not be compiled again.
+
+    Nor are networks exported again by the tests that a page runs.
+    """
+    monkeypatch.setenv("BITWRIGHT_EXPORTED", str(exported_folder))
     folder = tmp_path / "project"
     for part in ("src/bitwright", "tests", "docs"):
         # A module is compiled into a file of another name, which is gone a moment later.

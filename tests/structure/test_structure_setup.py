@@ -88,6 +88,12 @@ def test_every_data_file_is_shipped(project: dict[str, Any], root: Path) -> None
     assert unshipped_files(root / "src" / "bitwright", patterns) == []
 
 
+@pytest.mark.xdist_group("alone")
+def test_groups_of_tests_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """A pytest whose names of tests xdist cannot change would take them apart without a word, and do much twice."""
+    assert request.node.nodeid.endswith("@alone") == bool(request.config.getoption("loadgroup", False))
+
+
 # The checks, checked.
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bitwright.data.batches import Batch, Batches
 from bitwright.errors import InputError
+from bitwright.graph.outputs import real_outputs
 from bitwright.mixed.board import LibraryBoard
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.library import Library
@@ -273,19 +274,6 @@ class Whole:
 def summed(metric: Metric, ys: Sequence[Tensor], references: Sequence[Tensor], labels: Tensor | None) -> float:
     """A metric over all outputs and images."""
     return sum(float(metric(y, reference, labels).sum()) for y, reference in zip(ys, references, strict=True))
-
-
-def real_outputs(model: ir.Model) -> list[int]:
-    """Which outputs of a network are real numbers: whole ones (classes, indices) follow from others, and do not count.
-
-    Raises:
-        InputError: none is.
-    """
-    outputs = model.graph.outputs
-    found = [i for i, value in enumerate(outputs) if value.dtype is None or value.dtype.is_floating_point()]
-    if not found:
-        raise InputError("network", "gives no real numbers", "an output of them, as scores", "cut it before they end")
-    return found
 
 
 def scores_output(model: ir.Model) -> int:

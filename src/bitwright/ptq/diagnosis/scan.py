@@ -4,8 +4,8 @@ With `y` the float network's outputs and `y~` those with some quantizers on:
 
     SQNR = 10 log10(sum y^2 / sum (y - y~)^2),   KL = mean sum_c p_c log(p_c / q_c),  p = softmax(y), q = softmax(y~)
 
-Scan A has one quantizer on and all others off, scan B has one off and all others on. All sums run over the same
-images, at the same ranges.
+Of several outputs noise over signal is the mean of theirs, and divergence the sum. Scan A has one quantizer on and all
+others off, scan B has one off and all others on. All sums run over the same images, at the same ranges.
 
 Source: Nagel et al., A White Paper on Neural Network Quantization, 2021, section 3.7 (the debugging flow); Siddegowda
 et al., Neural Network Quantization with AI Model Efficiency Toolkit, 2022 (layer-wise analysis).
@@ -14,8 +14,9 @@ et al., Neural Network Quantization with AI Model Efficiency Toolkit, 2022 (laye
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ from torch import Tensor
 from bitwright.data.batches import Batches
 from bitwright.errors import InputError
 from bitwright.execute.observe import float_session, run_session
+from bitwright.graph.outputs import real_outputs
 from bitwright.graph.overlay import with_overlay
 from bitwright.graph.regions import find_regions
 from bitwright.pipeline import Progress, State
-from bitwright.ptq.diagnosis.switches import Switched
+from bitwright.ptq.diagnosis.switches import Switched, Values
 
 #: Signal to noise, in dB, from which on two float programs of one network count as the same.
 SAME_DB = 60.0
@@ -38,9 +40,9 @@ class Measured:
     """Outputs beside the float network's.
 
     Attributes:
-        sqnr_db: signal to quantization noise of the first output; infinite where they are equal.
-        kl: divergence of its classes, in nats a image; None where it has none.
-        accuracy: fraction of right answers; None without labels.
+        sqnr_db: signal to quantization noise of all outputs of real numbers; infinite where they are equal.
+        kl: divergence of their classes, in nats an image; None where one of them has none.
+        accuracy: fraction of right answers of the first output; None without labels.
     """
 
     sqnr_db: float
@@ -121,24 +123,32 @@ class Scan:
 
 
 class _Sum:
-    """Signal, noise, divergence and right answers, batch after batch."""
+    """Signal and noise of each output, divergence and right answers, batch after batch."""
 
     def __init__(self) -> None:
-        self.signal = self.noise = self.kl = 0.0
+        self.signal: list[float] = []
+        self.noise: list[float] = []
+        self.kl = 0.0
         self.right = self.images = self.labelled = 0
         self.has_classes = True
 
-    def add(self, y: Tensor, reference: Tensor, labels: np.ndarray | None) -> None:
-        self.images += len(y)
-        self.signal += float(reference.double().square().sum())
-        self.noise += float((reference.double() - y.double()).square().sum())
-        self.has_classes &= y.ndim == 2
+    def add(self, ys: Sequence[Tensor], references: Sequence[Tensor], labels: np.ndarray | None) -> None:
+        self.images += len(references[0])
+        pairs = [(y[: len(r)].double(), r.double()) for y, r in zip(ys, references, strict=True)]
+        if not self.signal:
+            self.signal, self.noise = [0.0] * len(pairs), [0.0] * len(pairs)
+        for i, (y, reference) in enumerate(pairs):
+            self.signal[i] += float(reference.square().sum())
+            self.noise[i] += float((reference - y).square().sum())
+        self.has_classes &= all(y.ndim == 2 for y, _ in pairs)
         if self.has_classes:
-            p, q = reference.double().log_softmax(1), y.double().log_softmax(1)
-            self.kl += float((p.exp() * (p - q)).sum())
-            if labels is not None:
-                self.labelled += len(labels)
-                self.right += int((y.argmax(1).numpy() == labels).sum())
+            for y, reference in pairs:
+                p, q = reference.log_softmax(1), y.log_softmax(1)
+                self.kl += float((p.exp() * (p - q)).sum())
+        scores = pairs[0][0]
+        if labels is not None and scores.ndim == 2:
+            self.labelled += len(labels)
+            self.right += int((scores.argmax(1).numpy() == labels).sum())
 
     def result(self) -> Measured:
         return Measured(
@@ -147,10 +157,11 @@ class _Sum:
         )  # fmt: skip
 
 
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+def _decibels(signal: Sequence[float], noise: Sequence[float]) -> float:
+    if not all(s or not n for s, n in zip(signal, noise, strict=True)):
+        return -math.inf
+    part = math.fsum(n / s for s, n in zip(signal, noise, strict=True) if n) / len(signal)
+    return -10 * math.log10(part) if part else math.inf
 
 
 def scan(
@@ -168,39 +179,43 @@ def scan(
     Raises:
         InputError: the state is not calibrated, or outputs are not finite.
     """
-    switched = Switched(state)
+    switched, real = Switched(state), real_outputs(state.model)
     session, changed = float_session(state.reference), float_session(with_overlay(state.model, state.overlay))
     sums: dict[tuple[str, str], _Sum] = {}
 
-    def count(key: tuple[str, str], y: Tensor, reference: Tensor, labels: np.ndarray | None) -> None:
-        sums.setdefault(key, _Sum()).add(y[: len(reference)], reference, labels)
+    def count(key: tuple[str, str], ys: Sequence[Tensor], references: Sequence[Tensor], labels: Any) -> None:
+        sums.setdefault(key, _Sum()).add(ys, references, labels)
+
+    def run(known: Values | None = None) -> tuple[list[Tensor], Values]:
+        ys, values = switched.run(inputs, known)
+        return [ys[i] for i in real], values
 
     for batch in batches:
         labels = batch.labels if labelled else None
         served, own = (
-            torch.from_numpy(run_session(runs, None, _feeds(runs, batch.inputs))[0])[: batch.valid]
-            for runs in (session, changed)
+            [torch.from_numpy(found[i])[: batch.valid] for i in real]
+            for found in (run_session(runs, None, _feeds(runs, batch.inputs)) for runs in (session, changed))
         )
         inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
         switched.turn(())
-        (y, *_), none = switched.run(inputs)
-        reference = y[: batch.valid]
-        if not torch.isfinite(reference).all():
+        ys, none = run()
+        references = [y[: batch.valid] for y in ys]
+        if not all(torch.isfinite(reference).all() for reference in references):
             raise InputError("network", "NaN or infinity among its outputs", "finite values", "check weights and data")
         count(("float", ""), served, served, labels)
-        count(("bypassed", ""), reference, served, labels)
-        count(("simulated", ""), reference, own, labels)
+        count(("bypassed", ""), references, served, labels)
+        count(("simulated", ""), references, own, labels)
         for name, on in (("weights", switched.weights), ("activations", switched.activations)):
             switched.turn(on)
-            count((name, ""), switched.run(inputs)[0][0], reference, labels)
+            count((name, ""), run()[0], references, labels)
         switched.turn(switched.sites)
-        (y, *_), every = switched.run(inputs)
-        count(("both", ""), y, reference, labels)
+        ys, every = run()
+        count(("both", ""), ys, references, labels)
         for site in switched.sites if each else ():
             switched.turn((site,))
-            count(("only", site), switched.run(inputs, switched.unchanged(none, site))[0][0], reference, labels)
+            count(("only", site), run(switched.unchanged(none, site))[0], references, labels)
             switched.turn(set(switched.sites) - {site})
-            count(("without", site), switched.run(inputs, switched.unchanged(every, site))[0][0], reference, labels)
+            count(("without", site), run(switched.unchanged(every, site))[0], references, labels)
         if images_done is not None:
             images_done(batch.valid)
     found = {key: total.result() for key, total in sums.items()}
