@@ -68,8 +68,19 @@ def test_where_losses_add_up_nothing_is_better_than_the_solvers() -> None:
 
 
 def test_neighbours_are_one_step_away() -> None:
-    near = list(neighbours((3, 3), (1, 1)))
+    groups = [Group(name=name, choices=WIDTHS) for name in "ab"]
+    near = list(neighbours(groups, (1, 1)))
     assert sorted(set(near)) == [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+
+
+def test_weights_and_activations_are_steps_of_their_own() -> None:
+    """Of two groups at W2A2 one gets activations or weights for the weights, or activations, of the other one."""
+    widths = [Width(w, a) for w, a in itertools.product((4, 2, 1), (4, 2, 1))]
+    groups, at = [Group(name=name, choices=tuple(widths)) for name in "ab"], widths.index(Width(2, 2))
+    twice = {c for c in neighbours(groups, (at, at)) if at not in c}
+    assert {tuple(str(widths[i]) for i in c) for c in twice} == {
+        *itertools.product(("W1A2", "W2A1"), ("W4A2", "W2A4")), *itertools.product(("W4A2", "W2A4"), ("W1A2", "W2A1")),
+    }  # fmt: skip
 
 
 def test_no_try_is_refused() -> None:
