@@ -56,6 +56,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl, 32 tries, judged": {"method": "kl", "refine": 32, **FEW},
     # What the command does if not told otherwise: of these and of one width the best file, on the calibration images.
     "kl, 32 tries, and adaquant, judged": {"method": "kl", "refine": 32, "also": "adaquant", **FEW},
+    # And networks near the best of these, each made by the recipe of points.
+    "the same, 24 polished": {"method": "kl", "refine": 32, "also": "adaquant", "polish": 24, **FEW},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},
@@ -157,7 +159,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     fresh = [point for point in front.points if (point.folder / "evaluation.json").stat().st_mtime >= began]
     made = sum(point.found["seconds"] for point in fresh)  # what a run before made took no time in this one
     searched = next(point for point in reversed(by_time(front)) if point.kind == "search")
-    chosen = front.best if key["method"].endswith("judged") else searched
+    chosen = front.best if key["method"].endswith(("judged", "polished")) else searched
     return row_of(chosen, key, time.perf_counter() - start - made) | {"met": front.met}
 
 

@@ -258,6 +258,8 @@ def test_bounds_that_are_missed_name_the_nearest(cli: Any, files: Path, tmp_path
         (("--budget", "size=1/4", "--budget", "size=1/5"), "--budget: bounds size twice; expected one bound a cost"),
         (("--budget", "size=1/4", "--solver", "pareto"), "--solver pareto: makes fronts, and --budget asks for one"),
         (("--solver", "greedy"), "--solver greedy: needs a budget"),
+        (("--polish", -1), "--polish: is -1; expected 0 tries or more"),
+        (("--polish", 4), "--polish 4: needs a budget"),
         (("--refine", -1), "--refine: is -1; expected 0 tries or more"),
         (("--method", "size", "--refine", 4), "--refine 4: size is an order, and foretells no losses"),
         (("--points", 1), "--points: is 1; expected 2 or more"),

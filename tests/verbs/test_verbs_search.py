@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
@@ -199,11 +200,47 @@ def test_tries_never_lose_more_than_the_solver_alone(
     plain, tried = (bw.search(network, images, **asked, refine=tries) for tries in (0, 6))
     kept = tried.searching.shelf.used
     lines = [line for path in kept if path.suffix == ".jsonl" for line in path.read_text().splitlines()]
-    whole = [json.loads(line) for line in lines if "whole" in line]
-    losses = {name.removeprefix("whole "): loss for name, loss in whole}
+    whole = [json.loads(line) for line in lines if line.startswith('["network ')]
+    losses = {name.removeprefix("network "): loss for name, (loss,) in whole}
     assert 1 < len(losses) <= 6 and tried.met
     start, best = (" ".join(map(str, found.best.choices)) for found in (plain, tried))
     assert losses[best] == min(losses.values()) <= losses[start]
+
+
+SEQUENTIAL = """\
+help: rounded behind quantized layers
+steps: [fold_batchnorm, place, {calibrate: {activations: mse, weights: mse}}, {gptq: {inputs: quantized}}]
+"""
+
+
+def test_polished_is_never_worse_than_what_was_written(
+    network: ir.Model, images: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "sequential.yaml"
+    recipe.write_text(SEQUENTIAL)
+    asked: dict[str, Any] = {
+        "output": tmp_path, "weights": (7, 4, 2, 1), "activations": (7, 4, 2), "free_ends": True, "verify_images": 4,
+        "budget": ["weights=1/10", "bops=1/200"], "recipe": str(recipe), "refine": 2, "polish": 6,
+    }  # fmt: skip
+    found = bw.search(network, images, **asked)
+    (path,) = (path for path in found.searching.shelf.used if path.name.startswith("made"))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = {name.removeprefix("made "): loss for name, loss in rows}
+    written = {" ".join(map(str, point.choices)): point for point in found.points}
+    assert len(losses) == len(written.keys() - {key for key, p in written.items() if p.method == "polish"}) + 6
+    best = " ".join(map(str, found.best.choices))
+    assert losses[best] == min(losses.values()) and found.met and found.best.found["proven"]
+    # What is measured is what is served: the mean divergence of the written file.
+    float_file, file = (ort.InferenceSession(p) for p in (tmp_path / "float.onnx", found.best.folder / "model.onnx"))
+    (p, q) = (
+        torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images["input"]})[0]).double()
+        for session in (float_file, file)
+    )
+    divergence = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+    assert losses[best] == pytest.approx(float(divergence), rel=1e-4)
+    assert not any("not used" in note for note in found.notes)
+    before = path.read_text()
+    assert bw.search(network, images, **asked).best.name == found.best.name and path.read_text() == before
 
 
 def test_other_processes_need_paths(module: nn.Module, images: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ instead.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bitwright.errors import InputError
 from bitwright.mixed.problem import Assignment, Choices, Group, Problem, Width
 
 
 def refine(
-    problem: Problem, start: Assignment, measured: Callable[[Choices], float], tries: int
-) -> tuple[Assignment, float]:
+    problem: Problem, start: Assignment, measured: Callable[[Choices], float], tries: int,
+    foretold: Callable[[Choices], Mapping[Choices, float]] | None = None,
+) -> tuple[Assignment, float]:  # fmt: skip
     """The best assignment of so many tries, and its measured loss; the start is tried first.
 
     Args:
@@ -31,6 +32,8 @@ def refine(
         start: within the limits.
         measured: loss of the whole network with these choices.
         tries: most measurements.
+        foretold: of the best so far, what those near it lose, instead of what the problem's loss says of those near
+            any that was tried.
 
     Raises:
         InputError: fewer than one try.
@@ -48,12 +51,14 @@ def refine(
         raise InputError("refine", f"is {tries}", "1 try or more")
     best = start.choices
     known = {best: measured(best)}
-    near: dict[Choices, dict[Choices, float]] = {}  # of each that was tried, what its neighbours are foretold to lose
+    near: dict[
+        Choices, Mapping[Choices, float]
+    ] = {}  # of each that was tried, what its neighbours are foretold to lose
     while len(known) < tries:
-        for tried in known.keys() - near.keys():
-            fitting = {c for c in neighbours(problem.groups, tried) if problem.fits(c)}
-            near[tried] = {c: problem.loss.of(c) for c in fitting}
-        turns = (near, {best: near[best]}) if len(known) % 2 else ({best: near[best]}, near)
+        for tried in ({best} if foretold else known.keys()) - near.keys():
+            near[tried] = foretold(tried) if foretold else _added_up(problem, tried)
+        own = {best: near[best]}
+        turns = (near, own) if len(known) % 2 and not foretold else (own, near)
         untried = ({c: of[c] for of in turn.values() for c in of if c not in known} for turn in turns)
         left = next((found for found in untried if found), None)
         if left is None:
@@ -62,6 +67,10 @@ def refine(
         known[candidate] = measured(candidate)
         best = min(best, candidate, key=lambda c: known[c])
     return problem.assignment(best), known[best]
+
+
+def _added_up(problem: Problem, choices: Choices) -> dict[Choices, float]:
+    return {c: problem.loss.of(c) for c in neighbours(problem.groups, choices) if problem.fits(c)}
 
 
 def neighbours(groups: Sequence[Group], choices: Choices) -> Iterator[Choices]:
@@ -76,13 +85,22 @@ def neighbours(groups: Sequence[Group], choices: Choices) -> Iterator[Choices]:
         for c in range(len(group.choices)):
             if c != choices[g]:
                 yield (*choices[:g], c, *choices[g + 1 :])
-    down = [steps(group.choices, at, _is_below) for group, at in zip(groups, choices, strict=True)]
-    up = [steps(group.choices, at, _is_above) for group, at in zip(groups, choices, strict=True)]
-    for g, h in itertools.permutations(range(len(groups)), 2):
-        for lower, higher in itertools.product(down[g], up[h]):
+    down, up = steps_down(groups, choices), steps_up(groups, choices)
+    for (g, lower), (h, higher) in itertools.product(down, up):
+        if g != h:
             changed = list(choices)
             changed[g], changed[h] = lower, higher
             yield tuple(changed)
+
+
+def steps_down(groups: Sequence[Group], choices: Choices) -> list[tuple[int, int]]:
+    """`(group, choice)` of each step to the next narrower weights or activations."""
+    return [(g, c) for g, group in enumerate(groups) for c in steps(group.choices, choices[g], _is_below)]
+
+
+def steps_up(groups: Sequence[Group], choices: Choices) -> list[tuple[int, int]]:
+    """`(group, choice)` of each step to the next wider weights or activations."""
+    return [(g, c) for g, group in enumerate(groups) for c in steps(group.choices, choices[g], _is_above)]
 
 
 def steps(widths: Sequence[Width], at: int, is_beyond: Callable[[Width, Width], bool]) -> list[int]:

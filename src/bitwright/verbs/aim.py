@@ -28,6 +28,7 @@ class Aim:
         solving: its settings.
         also: rows of `SENSITIVITIES` whose own best networks within budgets are written, too, to take the best file.
         refine: networks near what a solver found that are tried whole; 0 for none.
+        polish: networks near the best that was written that are quantized anew and measured; 0 for none.
         budgets: bounds on costs.
         costing: `{cost: its settings}`.
         over: the cost, or the two, by which a front is spread, where there is no budget.
@@ -43,6 +44,7 @@ class Aim:
     solving: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     refine: int = 0
+    polish: int = 0
     budgets: tuple[Budget, ...] = ()
     costing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     over: tuple[str, ...] = ("size",)

@@ -16,10 +16,13 @@ from bitwright.lookup import lookup
 from bitwright.mixed.problem import Assignment, Choices
 from bitwright.mixed.solvers.pareto import not_dominated
 from bitwright.verbs.aim import told_cost, unit
+from bitwright.verbs.polishing import polished
 from bitwright.verbs.searching import TRIES, Point, Searching
 
 #: A limit that was missed is drawn in to where the same miss would meet it, and by this part more.
 MORE = 1e-3
+#: What the point is called that tries by the recipe of points have found.
+POLISH = "polish"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,8 +31,9 @@ class Front:
 
     Attributes:
         points: by rising cost.
-        best: within budgets, the one of least noise on the calibration images; of a front, the most accurate; of a
-            search for the least cost within a drop, the cheapest. Where none is within the bounds, the nearest one.
+        best: within budgets, the one of least noise on the calibration images, or, polished, of least loss on those
+            and on the ones for validation; of a front, the most accurate; of a search for the least cost within a
+            drop, the cheapest. Where none is within the bounds, the nearest one.
         met: whether `best` is within all bounds, by what was measured of it.
         excess: of `best`: `{bound: by which factor it is exceeded}`, and `drop` in points above the goal.
         over: the cost, or the two, that points are spread over.
@@ -106,14 +110,19 @@ def found_front(searching: Searching) -> Front:
         searching.terminal.note("note: points are measured on the calibration images; give --eval-data for others")
     searching.prepare()
     aim, notes = searching.aim, list[str]()
+    losses: Mapping[Choices, float] = {}
     if searching.limits:
         points = _within(searching, notes)
+        if aim.polish:
+            found, losses = polished(searching, [point.choices for point in points])
+            if found.choices not in {point.choices for point in points}:
+                points += searching.write("search", [found], POLISH)
     elif aim.max_drop is not None:
         points = _cheapest(searching)
     else:
         points = searching.write("search", searching.chosen(), aim.method)
     candidates = points if searching.limits else [point for point in points if point.kind == "search"]
-    best = _best(searching, candidates)
+    best = _best(searching, candidates, losses)
     excess = excess_of(searching, best)
     if aim.uniform:
         problem = searching.problem()
@@ -190,15 +199,16 @@ def excess_of(searching: Searching, point: Point) -> dict[str, float]:
     return found
 
 
-def _best(searching: Searching, points: Sequence[Point]) -> Point:
-    """The best point within the bounds, or the nearest to them."""
+def _best(searching: Searching, points: Sequence[Point], losses: Mapping[Choices, float]) -> Point:
+    """The best point within the bounds, or the nearest to them; by the loss of its file where that was measured."""
 
     def rank(point: Point) -> tuple[float, ...]:
         excess = excess_of(searching, point)
         cost = point.costs[searching.aim.over[0]]
         if searching.limits:
             judged = point.found["calibration_sqnr_db"]
-            return (len(excess) > 0, sum(excess.values()), -math.inf if judged is None else -judged, cost)
+            lost = losses.get(point.choices, 0.0)
+            return (len(excess) > 0, sum(excess.values()), lost, -math.inf if judged is None else -judged, cost)
         if searching.aim.max_drop is not None:
             return (len(excess) > 0, sum(excess.values()), cost)
         drop = point.drop

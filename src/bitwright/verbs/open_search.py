@@ -96,8 +96,8 @@ def open_search(
     model: Any, data: Any, *, terminal: Terminal, output: str | os.PathLike[str], method: str = "",
     measure: Mapping[str, Any] | None = None, budget: str | Sequence[str] = (), costs: Sequence[str] = (),
     max_drop: float = 0.0, confidence: float = 0.95, over: str | Sequence[str] = "size", points: int = 8,
-    uniform: bool = False, solver: str = "", also: str = "", refine: int | None = None, weights: Sequence[int] = (),
-    activations: Sequence[int] = (), tied: bool = False, free_ends: bool = False,
+    uniform: bool = False, solver: str = "", also: str = "", refine: int | None = None, polish: int = 0,
+    weights: Sequence[int] = (), activations: Sequence[int] = (), tied: bool = False, free_ends: bool = False,
     val_data: Any = None, val_limit: int = 0, eval_data: Any = None, inside: str = "closed-form", recipe: str = "",
     steps: Sequence[str] | Mapping[str, Mapping[str, Any]] = (), target: str = "auto", set: Sequence[str] = (),
     ends: int | None = None, verify_images: int = 64, processes: int = 1, ray: str = "", example: Any = None,
@@ -124,6 +124,8 @@ def open_search(
             all that is written the best is taken. "adaquant" where there is a budget, if empty; "none" for none.
         refine: networks near what a solver found that are tried whole, one pass each; if None, `TRIED` where there is
             a budget and the method has losses, else none.
+        polish: networks near the best that was written that are quantized by the recipe of points and measured as they
+            are served, one after the other; needs a budget.
         weights, activations, tied, free_ends: what moves (`Widths`).
         val_data: `"distilled"` or images that the method measures on; those of `data`, or half of them, if None.
         val_limit: use so many of them at most, balanced over classes; 0 for all.
@@ -151,6 +153,7 @@ def open_search(
             solver=solver,
             also=_also(also, judged, budget),
             refine=tries_of(refine, judged, budget),
+            polish=polish,
             budgets=parse_budgets([budget] if isinstance(budget, str) else budget),
             costing=_costing(costs),
             over=(over,) if isinstance(over, str) else tuple(over),
@@ -266,6 +269,10 @@ def _aim(aim: Aim) -> Aim:
         raise InputError("--points", f"is {aim.points}", "2 or more")
     if aim.refine < 0:
         raise InputError("--refine", f"is {aim.refine}", "0 tries or more")
+    if aim.polish < 0:
+        raise InputError("--polish", f"is {aim.polish}", "0 tries or more")
+    if aim.polish and not aim.budgets:
+        raise InputError(f"--polish {aim.polish}", "needs a budget", "--budget, as size=1/8", "or no --polish")
     for name in aim.over:
         lookup(COSTS, name, "cost")
     if not 1 <= len(aim.over) <= 2 or len({*aim.over}) < len(aim.over):

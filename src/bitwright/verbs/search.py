@@ -96,6 +96,10 @@ class Search(GroupFlags):
         None,
         "tries of whole networks near what the solver found, one pass each; 32 with --budget, else 0, if not given",
     )
+    polish: int = option(
+        0,
+        "networks near the best that was written, each quantized by --recipe and measured: slow, for few bits",
+    )
     recipe: str = option("", "the recipe that points are quantized by; that of --inside if not given")
     eval_data: str = option("", "labelled images to measure points on; --data if not given, which flatters them")
     output: str = option(
@@ -109,7 +113,7 @@ class Search(GroupFlags):
         """Search, write, draw."""
         own = {"over": self.over.split(",")} | {
             name: getattr(self, name)
-            for name in ("budget", "max_drop", "confidence", "points", "uniform", "solver", "also", "refine",
+            for name in ("budget", "max_drop", "confidence", "points", "uniform", "solver", "also", "refine", "polish",
                          "recipe", "eval_data", "verify_images", "processes", "ray")
         }  # fmt: skip
         output = self.output or f"{Path(self.model.replace(':', '.')).stem}.search"

@@ -180,7 +180,7 @@ class Searching:
         }  # fmt: skip
         self.limits = {budget.name: budget.limit(self._reference(budget.name)) for budget in self.aim.budgets}
         self.aimed = self._foretold(self.limits)
-        feasible(self._problem(self._any_loss(), self._all_limits(self.aimed)), told_cost)
+        feasible(self.bounded(), told_cost)
         self.network_path = self.folder / "float.onnx"
         content = model_bytes(self.network)
         if not self.network_path.exists() or self.network_path.read_bytes() != content:
@@ -390,6 +390,10 @@ class Searching:
         except InputError:
             return True
         return False
+
+    def bounded(self) -> Problem:
+        """Groups, costs and the limits that tables can be held to; without losses."""
+        return self._problem(self._any_loss(), self._all_limits(self.aimed))
 
     def _problem(self, loss: Additive, limits: Mapping[str, float]) -> Problem:
         return Problem(groups=self.space.groups, loss=loss, costs=self.costs, limits=limits)

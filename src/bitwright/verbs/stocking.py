@@ -95,9 +95,9 @@ class Shelf:
 
 def base_network(
     network: ir.Model, batches: Batches, placing: Placing, widths: Widths, terminal: Terminal,
-    ties: Callable[[State], Sequence[Sequence[str]]] | None = None,
+    ties: Callable[[State], Sequence[Sequence[str]]] | None = None, plan: Plan | None = None,
 ) -> tuple[State, Space]:  # fmt: skip
-    """The placed network, and its groups; `ties` says which regions have to move together.
+    """The placed network, and its groups; `ties` says which regions have to move together, a plan where to place.
 
     Raises:
         InputError: no step of the recipe places, or nothing can move.
@@ -105,7 +105,7 @@ def base_network(
     """
     steps = steps_of(
         network, batches, load_recipe(placing.recipe), placing.settings, terminal, target=placing.target,
-        set=placing.set, ends=placing.bits_of_ends,
+        set=placing.set if plan is None else (), ends=placing.bits_of_ends if plan is None else None, plan=plan,
     )  # fmt: skip
     before = _until_placed(steps, placing.recipe)
     state = run_chain(before, State(model=network, reference=network), batches)

@@ -250,25 +250,43 @@ class Whole:
 
     def __call__(self, choices: Choices) -> float:
         """The loss with these choices."""
-        name = f"whole {' '.join(map(str, choices))}"
+        return self._kept(f"network {' '.join(map(str, choices))}", lambda: self._sums(choices, ()))[0]
+
+    def around(self, choices: Choices, moves: Sequence[tuple[int, int]]) -> list[float]:
+        """The loss with each move alone, `(group, its choice)`; what a move does not reach is not run again."""
+        name = f"around {' '.join(map(str, choices))}: {' '.join(f'{g}-{c}' for g, c in moves)}"
+        return self._kept(name, lambda: self._sums(choices, moves))[1:]
+
+    def _kept(self, name: str, measured: Callable[[], list[float]]) -> list[float]:
         found = self.kept.get(name)
         if found is None:
-            if not self.references:
-                self.board.turn([None] * len(choices), rest=False)
-                self.references = [self._run(batch) for batch in self.batches]
-            self.board.turn(choices)
-            total = 0.0
-            for batch, reference in zip(self.batches, self.references, strict=True):
-                labels = None if batch.labels is None else torch.from_numpy(np.asarray(batch.labels))
-                total += summed(self.metric, self._run(batch), reference, labels)
-            found = total / len(self.batches)
+            found = measured()
             self.kept.put(name, found)
-        return float(found)
+        return [float(loss) for loss in found]
 
-    def _run(self, batch: Batch) -> list[Tensor]:
+    def _sums(self, choices: Choices, moves: Sequence[tuple[int, int]]) -> list[float]:
+        """Means over images, with these choices and with each move."""
+        if not self.references:
+            self.board.turn([None] * len(choices), rest=False)
+            self.references = [self._run(batch)[0] for batch in self.batches]
+        sums = np.zeros(1 + len(moves))
+        groups = self.board.library.space.groups
+        for batch, reference in zip(self.batches, self.references, strict=True):
+            labels = None if batch.labels is None else torch.from_numpy(np.asarray(batch.labels))
+            self.board.turn(choices)
+            outputs, values = self._run(batch)
+            sums[0] += summed(self.metric, outputs, reference, labels)
+            for i, (g, choice) in enumerate(moves, 1):
+                known = self.board.unchanged(values, groups[g].name)
+                self.board.turn_group(groups[g].name, choice)
+                sums[i] += summed(self.metric, self._run(batch, known)[0], reference, labels)
+                self.board.turn_group(groups[g].name, choices[g])
+        return (sums / len(self.batches)).tolist()
+
+    def _run(self, batch: Batch, known: Values | None = None) -> tuple[list[Tensor], Values]:
         inputs = {key: torch.from_numpy(array) for key, array in batch.inputs.items()}
-        outputs, _ = self.board.run(inputs)
-        return [outputs[i][: batch.valid].double() for i in self.real]
+        outputs, values = self.board.run(inputs, known)
+        return [outputs[i][: batch.valid].double() for i in self.real], values
 
 
 def summed(metric: Metric, ys: Sequence[Tensor], references: Sequence[Tensor], labels: Tensor | None) -> float:
