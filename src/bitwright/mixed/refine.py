@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from bitwright.cost.workload import FLOAT
 from bitwright.errors import InputError
 from bitwright.mixed.problem import Assignment, Choices, Group, Problem, Width
 
@@ -51,9 +52,7 @@ def refine(
         raise InputError("refine", f"is {tries}", "1 try or more")
     best = start.choices
     known = {best: measured(best)}
-    near: dict[
-        Choices, Mapping[Choices, float]
-    ] = {}  # of each that was tried, what its neighbours are foretold to lose
+    near: dict[Choices, Mapping[Choices, float]] = {}  # what the neighbours of each that was tried may lose
     while len(known) < tries:
         for tried in ({best} if foretold else known.keys()) - near.keys():
             near[tried] = foretold(tried) if foretold else _added_up(problem, tried)
@@ -107,8 +106,9 @@ def steps(widths: Sequence[Width], at: int, is_beyond: Callable[[Width, Width], 
     """Choices beyond one, with none between.
 
     Example:
-        >>> steps((Width(8, 8), Width(8, 4), Width(4, 8), Width(4, 4)), 0, _is_below)
-        [1, 2]
+        >>> widths = (Width(FLOAT, None), Width(8, 8), Width(8, 4), Width(4, 8), Width(4, 4))
+        >>> steps(widths, 0, _is_below), steps(widths, 1, _is_below)
+        ([1], [2, 3])
     """
     beyond = [i for i, width in enumerate(widths) if is_beyond(width, widths[at])]
     return [i for i in beyond if not any(is_beyond(widths[i], widths[j]) for j in beyond)]
@@ -116,9 +116,12 @@ def steps(widths: Sequence[Width], at: int, is_beyond: Callable[[Width, Width], 
 
 def _is_below(width: Width, other: Width) -> bool:
     """Narrower in weights or activations, and wider in neither."""
-    pairs = [(width.weight or 0, other.weight or 0), (width.activation or 0, other.activation or 0)]
-    return width != other and all(own <= its for own, its in pairs)
+    return width != other and all(own <= its for own, its in zip(_bits(width), _bits(other), strict=True))
 
 
 def _is_above(width: Width, other: Width) -> bool:
     return _is_below(other, width)
+
+
+def _bits(width: Width) -> tuple[int, int]:
+    return width.weight or 0, FLOAT if width.in_float else width.activation or 0
