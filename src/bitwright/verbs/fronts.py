@@ -31,9 +31,9 @@ class Front:
 
     Attributes:
         points: by rising cost.
-        best: within budgets, the one of least noise on the calibration images, or, polished, of least loss on those
-            and on the ones for validation; of a front, the most accurate; of a search for the least cost within a
-            drop, the cheapest. Where none is within the bounds, the nearest one.
+        best: within budgets, the one of least noise on the calibration images, or, polished, of least loss on the
+            validation images; of a front, the most accurate; of a search for the least cost within a drop, the
+            cheapest. Where none is within the bounds, the nearest one.
         met: whether `best` is within all bounds, by what was measured of it.
         excess: of `best`: `{bound: by which factor it is exceeded}`, and `drop` in points above the goal.
         over: the cost, or the two, that points are spread over.

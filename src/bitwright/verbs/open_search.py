@@ -128,7 +128,7 @@ def open_search(
             are served, one after the other; needs a budget.
         weights, activations, tied, free_ends: what moves (`Widths`).
         val_data: `"distilled"` or images that the method measures on; those of `data`, or half of them, if None.
-        val_limit: use so many of them at most, balanced over classes; 0 for all.
+        val_limit: use so many of them at most, balanced over classes, but to polish; 0 for all.
         eval_data: labelled images to measure points on; `data` if None.
         inside: recipe that calibrates every width.
         recipe: recipe of points; `inside` if empty.
@@ -247,7 +247,10 @@ def _images(
         check_labels(measured, network, str(eval_data or data))
     own = {"data": data, "eval_data": eval_data or data, "eval_limit": 0 if eval_data else opened["limit"]}
     job = {**own, "images": digests, **opened}
-    return Images(calibration=calibration, validation=validation, measured=measured, same=not eval_data, job=job)
+    judged = data_for(network, val_data, terminal, **opened | {"limit": 0}) if val_limit else validation or calibration
+    return Images(
+        calibration=calibration, validation=validation, judged=judged, measured=measured, same=not eval_data, job=job
+    )  # fmt: skip
 
 
 def _costing(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -39,13 +39,13 @@ class Made:
 
     Args:
         searching: prepared; its recipe and calibration images make the networks.
-        sets: images to measure on.
+        batches: images to measure on.
         metric: a number for each image; looks at no labels.
         kept: what was measured before.
     """
 
-    def __init__(self, searching: Searching, sets: Sequence[Batches], metric: Metric, kept: Kept) -> None:
-        self.searching, self.sets, self.metric, self.kept = searching, sets, metric, kept
+    def __init__(self, searching: Searching, batches: Batches, metric: Metric, kept: Kept) -> None:
+        self.searching, self.batches, self.metric, self.kept = searching, batches, metric, kept
         self.real = real_outputs(searching.network)
 
     def __call__(self, choices: Choices) -> float:
@@ -73,13 +73,12 @@ class Made:
         runner = served if isinstance(served, Simulation) else load(served, threads())
         reference = load(model_bytes(searching.network), threads())
         total = 0.0
-        for batches in self.sets:
-            for batch in batches:
-                outputs = self._outputs(runner, batch)
-                for y in outputs:
-                    check_finite(y)
-                total += summed(self.metric, outputs, self._outputs(reference, batch), None)
-        return total / sum(map(len, self.sets))
+        for batch in self.batches:
+            outputs = self._outputs(runner, batch)
+            for y in outputs:
+                check_finite(y)
+            total += summed(self.metric, outputs, self._outputs(reference, batch), None)
+        return total / len(self.batches)
 
     def _outputs(self, runtime: Runtime | Simulation, batch: Batch) -> list[Tensor]:
         values = list(runtime.run(batch.inputs).values())
@@ -97,17 +96,22 @@ def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignme
         InputError: what `quantize` refuses.
     """
     aim, images, terminal = searching.aim, searching.images, searching.terminal
-    sets = [images.calibration] if images.validation is None else [images.validation, images.calibration]
+    few = images.validation or images.calibration
     method = usual_method(searching.network)
     metric: Metric = SENSITIVITIES[method].load()().metric
     shelf, library = _library(searching)
-    described = json.dumps([method, [digest_of(batches) for batches in sets], repr(searching.space.groups)])
-    whole = Whole(library, sets[0], metric, Kept(shelf.path("near", described, ".jsonl")))
-    made = Made(searching, sets, metric, Kept(shelf.path("made", described, ".jsonl")))
+    described = [method, repr(searching.space.groups), searching.base.plan.dumps() if searching.base.plan else ""]
+    near_by, of_all = (json.dumps([*described, digest_of(batches)]) for batches in (few, images.judged))
+    whole = Whole(library, few, metric, Kept(shelf.path("near", near_by, ".jsonl")))
+    made = Made(searching, images.judged, metric, Kept(shelf.path("made", of_all, ".jsonl")))
     searching.shelf.used |= shelf.used
+    if images.judged is images.calibration:
+        terminal.note(
+            "note: polish is judged on the calibration images, which recipes fit; give --val-data for others"
+        )
     terminal.note(
         f"polish: at most {len(written) + aim.polish} networks quantized by {searching.recipe}, each a pass over "
-        f"{sum(map(len, sets)):,} images"
+        f"{len(images.judged):,} images"
     )
     with terminal.progress("polish", len(written) + aim.polish) as advance:
         losses: dict[Choices, float] = {}

@@ -37,7 +37,7 @@ class GroupFlags(ShapeFlag, DataFlags):
     val_data: str = option(
         "", "images that the method measures on, or distilled; those of --data, or half of them, if not"
     )
-    val_limit: int = option(0, "use at most so many of --val-data, balanced over classes; 0 for all")
+    val_limit: int = option(0, "use at most so many of --val-data, balanced over classes, but to polish; 0 for all")
     method: str = option(
         "",
         "how widths are judged: kl, sqnr, zeroq, adaquant, accuracy, hawq, fisher, msq and more; kl where the "

@@ -53,12 +53,14 @@ class Images:
     Attributes:
         calibration, validation, measured: to set ranges with; to measure sensitivities on, those of `calibration` if
             None; to measure points on.
+        judged: all that are given for validation, to try networks on that are quantized anew.
         job: what a point needs of them, fields of `PointJob`.
         same: points are measured on the calibration images.
     """
 
     calibration: Batches
     validation: Batches | None
+    judged: Batches
     measured: Batches
     job: Mapping[str, Any]
     same: bool
