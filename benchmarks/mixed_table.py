@@ -35,6 +35,8 @@ BITS = (4, 3, 2)
 CHOICES = {"resnet20": (0, 6, 5, 4, 3, 2, 1), "mobilenetv2": (0, 5, 4, 3, 2, 1), "resnet18": (0, 4, 3, 2, 1)}
 #: Methods whose measure is smooth need fewer images than those that count answers.
 FEW = {"val_limit": 256}
+#: What the command does within a budget if nothing else is said.
+USUAL = {"method": "kl", "refine": 32, "also": "adaquant", **FEW}
 #: What moves: weights alone, activations staying at 8 bits; or both, a layer's weight as wide as what it reads.
 #: Of the last one a search has the BOPs of the uniform file as a second budget.
 SPACES: dict[str, dict[str, Any]] = {"weights": {}, "tied": {"tied": True}, "apart": {"activations": (7, 4, 3, 2)}}
@@ -55,9 +57,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl": {"method": "kl", **FEW},
     "kl, 32 tries, judged": {"method": "kl", "refine": 32, **FEW},
     # What the command does if not told otherwise: of these and of one width the best file, on the calibration images.
-    "kl, 32 tries, and adaquant, judged": {"method": "kl", "refine": 32, "also": "adaquant", **FEW},
+    "kl, 32 tries, and adaquant, judged": USUAL,
     # And networks near the best of these, each made by the recipe of points.
-    "the same, 24 polished": {"method": "kl", "refine": 32, "also": "adaquant", "polish": 24, **FEW},
+    "kl, 32 tries, and adaquant, 24 polished": {**USUAL, "polish": 24},
+    "kl, 32 tries, and adaquant, 48 polished": {**USUAL, "polish": 48},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},

@@ -15,6 +15,8 @@ from filelock import FileLock
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+#: Networks and images of `real_data`.
+SHARED = ROOT.parent / "shared" / "data"
 #: Names the folder of exported networks.
 EXPORTED = "BITWRIGHT_EXPORTED"
 
@@ -25,8 +27,13 @@ settings.load_profile("bitwright")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what their module has made run in one process: in two it would be made twice."""
+    """Tests that share what their module has made run in one process: in two it would be made twice.
+
+    Those that need the data beside the project are skipped where there are none.
+    """
     for item in items:
+        if item.get_closest_marker("real_data") and not SHARED.exists():
+            item.add_marker(pytest.mark.skip(reason="needs ../shared/data"))
         made = getattr(item, "_fixtureinfo", None)
         scopes = {} if made is None else {found[-1].scope for found in made.name2fixturedefs.values()}
         if "module" in scopes and item.get_closest_marker("xdist_group") is None:

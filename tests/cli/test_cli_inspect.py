@@ -169,7 +169,6 @@ def test_a_network_that_others_quantized_is_refused(cli: Any, onnx_file: Callabl
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_resnet20_has_the_published_counts(cli: Any) -> None:
     path = SHARED / "models" / "resnet20_cifar10.onnx"
     found = cli("inspect", path, "--target", "onnxruntime-x64", "--json").json

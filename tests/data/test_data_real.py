@@ -11,10 +11,7 @@ from bitwright.data import open_data
 from bitwright.errors import InputError
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data"),
-]
+pytestmark = pytest.mark.real_data
 Specs = dict[str, tuple[tuple[int | None, ...], str]]
 
 CIFAR: Specs = {"image": ((None, 3, 32, 32), "float32")}

@@ -95,7 +95,6 @@ def test_no_constant_is_written_that_nothing_reads(reads: list[str], tmp_path: P
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize("target", TARGETS)
 def test_resnet20(target: str, tmp_path: Path) -> None:
     cifar = SHARED / "data" / "cifar10"

@@ -80,7 +80,6 @@ def test_small_network(name: str, exported: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 def test_resnet20() -> None:
     cifar = SHARED / "data" / "cifar10"
     model = SHARED / "data" / "models" / "resnet20_cifar10.onnx"

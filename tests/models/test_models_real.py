@@ -17,10 +17,7 @@ from bitwright.models.mobilenetv2 import mobilenet_v2
 from bitwright.models.resnet import resnet18, resnet20
 
 SHARED = Path(__file__).parents[2].parent / "shared"
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data"),
-]
+pytestmark = pytest.mark.real_data
 
 
 @pytest.mark.parametrize(

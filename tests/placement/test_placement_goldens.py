@@ -60,7 +60,6 @@ def test_plan_of_the_digits_network(target: str, folded: Fold, assets: Path) -> 
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not RESNET20.exists(), reason="needs ../shared/data")
 @pytest.mark.parametrize("target", PLACED)
 def test_plan_of_resnet20(target: str, folded: Fold) -> None:
     compare(f"resnet20.{target}", place(folded(RESNET20), TARGETS[target].load()).plan.dumps())
