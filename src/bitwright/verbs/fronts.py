@@ -114,7 +114,8 @@ def found_front(searching: Searching) -> Front:
     if searching.limits:
         points = _within(searching, notes)
         if aim.polish:
-            found, losses = polished(searching, [point.choices for point in points])
+            fitting = [point.choices for point in points if not searching.excess(point, searching.limits)]
+            found, losses = polished(searching, fitting or [point.choices for point in points])
             if found.choices not in {point.choices for point in points}:
                 points += searching.write("search", [found], POLISH)
     elif aim.max_drop is not None:
