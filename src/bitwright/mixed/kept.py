@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ class Kept:
     def get(self, name: str) -> Any:
         """The value of this name, or None."""
         return self._found.get(name)
+
+    def once(self, name: str, measured: Callable[[], Any]) -> Any:
+        """The value of this name, measured and kept where there is none.
+
+        Raises:
+            InputError: the file cannot be written.
+
+        Example:
+            >>> kept = Kept(None)
+            >>> kept.once("a", lambda: 1.0), kept.once("a", lambda: 2.0)
+            (1.0, 1.0)
+        """
+        found = self.get(name)
+        if found is None:
+            found = measured()
+            self.put(name, found)
+        return found
 
     def put(self, name: str, value: Any) -> None:
         """Keep a value.

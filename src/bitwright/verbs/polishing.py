@@ -47,6 +47,7 @@ class Made:
     def __init__(self, searching: Searching, batches: Batches, metric: Metric, kept: Kept) -> None:
         self.searching, self.batches, self.metric, self.kept = searching, batches, metric, kept
         self.real = real_outputs(searching.network)
+        self.references: list[list[Tensor]] = []
 
     def __call__(self, choices: Choices) -> float:
         """The loss with these choices.
@@ -54,12 +55,7 @@ class Made:
         Raises:
             InputError: outputs that are not finite, or what `quantize` refuses.
         """
-        name = f"made {' '.join(map(str, choices))}"
-        found = self.kept.get(name)
-        if found is None:
-            found = self._measured(choices)
-            self.kept.put(name, found)
-        return float(found)
+        return float(self.kept.once(f"made {' '.join(map(str, choices))}", lambda: self._measured(choices)))
 
     def _measured(self, choices: Choices) -> float:
         searching = self.searching
@@ -71,13 +67,15 @@ class Made:
         load = RUNTIMES[runtime_of(made.state)].load()
         served = subject(made.state, model_bytes(made.model()))
         runner = served if isinstance(served, Simulation) else load(served, threads())
-        reference = load(model_bytes(searching.network), threads())
+        if not self.references:
+            in_float = load(model_bytes(searching.network), threads())
+            self.references = [self._outputs(in_float, batch) for batch in self.batches]
         total = 0.0
-        for batch in self.batches:
+        for batch, reference in zip(self.batches, self.references, strict=True):
             outputs = self._outputs(runner, batch)
             for y in outputs:
                 check_finite(y)
-            total += summed(self.metric, outputs, self._outputs(reference, batch), None)
+            total += summed(self.metric, outputs, reference, None)
         return total / len(self.batches)
 
     def _outputs(self, runtime: Runtime | Simulation, batch: Batch) -> list[Tensor]:
@@ -90,7 +88,7 @@ def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignme
 
     Args:
         searching: prepared.
-        written: choices of what there is, within the limits.
+        written: choices of what there is; within the limits, where any is.
 
     Raises:
         InputError: what `quantize` refuses.

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -92,12 +93,8 @@ class Fisher:
         noise = [moved(library, group) for group in library.space.groups]
         sums = np.zeros(sum(len(group.choices) for group in library.space.groups))
         for number, batch in enumerate(batches):
-            name = f"batch {number}"
-            found = kept.get(name)
-            if found is None:
-                found = self._batch(library, network, noise, batch, batches.fixed)
-                kept.put(name, found)
-            sums += np.array(found)
+            measured = partial(self._batch, library, network, noise, batch, batches.fixed)
+            sums += np.array(kept.once(f"batch {number}", measured))
             if images_done is not None:
                 images_done(batch.valid)
         means = iter((sums / len(batches)).tolist())

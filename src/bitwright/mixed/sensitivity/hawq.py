@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -111,10 +112,7 @@ def _mean(
     """The mean over draws of numbers, until the standard error of each is small enough (`trace`)."""
     mean = squares = np.zeros(())
     for draw in range(samples):
-        found = kept.get(f"{name} {draw}")
-        if found is None:
-            found = one(draw)
-            kept.put(f"{name} {draw}", found)
+        found = kept.once(f"{name} {draw}", partial(one, draw))
         n, away = draw + 1, np.array(found) - mean
         mean = mean + away / n
         squares = squares + away * (np.array(found) - mean)
@@ -288,12 +286,10 @@ class Hawq:
                     name="draw" if self.together else f"{part[0]}, draw",
                 )  # fmt: skip
             else:
-                name = f"eigenvalue of {part[0]}"
-                known = kept.get(name)
-                if known is None:
-                    known = top_eigenvalue(hvp, own[0], steps=self.samples, tolerance=limit, seed=self.seed)
-                    kept.put(name, known)
-                values.append(known)
+                largest = partial(
+                    top_eigenvalue, hvp, own[0], steps=self.samples, tolerance=limit, seed=self.seed
+                )  # fmt: skip
+                values.append(kept.once(f"eigenvalue of {part[0]}", largest))
             told((i + 1) / len(parts))
         return {site: value / w.numel() for site, value, w in zip(sites, values, weights, strict=True)}
 

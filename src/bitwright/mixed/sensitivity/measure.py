@@ -250,19 +250,13 @@ class Whole:
 
     def __call__(self, choices: Choices) -> float:
         """The loss with these choices."""
-        return self._kept(f"network {' '.join(map(str, choices))}", lambda: self._sums(choices, ()))[0]
+        found = self.kept.once(f"network {' '.join(map(str, choices))}", lambda: self._sums(choices, ()))
+        return float(found[0])
 
     def around(self, choices: Choices, moves: Sequence[tuple[int, int]]) -> list[float]:
         """The loss with each move alone, `(group, its choice)`; what a move does not reach is not run again."""
         name = f"around {' '.join(map(str, choices))}: {' '.join(f'{g}-{c}' for g, c in moves)}"
-        return self._kept(name, lambda: self._sums(choices, moves))[1:]
-
-    def _kept(self, name: str, measured: Callable[[], list[float]]) -> list[float]:
-        found = self.kept.get(name)
-        if found is None:
-            found = measured()
-            self.kept.put(name, found)
-        return [float(loss) for loss in found]
+        return [float(loss) for loss in self.kept.once(name, lambda: self._sums(choices, moves))[1:]]
 
     def _sums(self, choices: Choices, moves: Sequence[tuple[int, int]]) -> list[float]:
         """Means over images, with these choices and with each move."""
