@@ -61,6 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # And networks near the best of these, each made by the recipe of points.
     "kl, 32 tries, and adaquant, 24 polished": {**USUAL, "polish": 24},
     "kl, 32 tries, and adaquant, 48 polished": {**USUAL, "polish": 48},
+    "kl, 32 tries, and adaquant, 24 polished, 5000 images": {**USUAL, "polish": 24, "images": 5000},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},
@@ -74,17 +75,18 @@ RECIPES: dict[str, list[Any]] = {
 }
 #: Of timing.
 ROUNDS = 9
-#: Images of a search: to calibrate with, and to score on.
+#: Images of a search: to calibrate with, and to score on if a method does not say how many (`images`).
 CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
 COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high",
            "size", "bops", "seconds"]  # fmt: skip
 
 
-def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
+def images_of(network: str, seed: int, validation: int, flags: Any) -> tuple[Path, Path]:
     """Calibration and validation images of a seed as arrays, with no image in both, neither from dev."""
     file, folder = NETWORKS[network]
     data = flags.shared / "data" / folder
-    found = tuple(flags.work / folder / f"{part}-{seed}.npz" for part in ("calibration", "validation"))
+    more = "" if validation == VALIDATION else f"-{validation}"
+    found = tuple(flags.work / folder / f"{part}-{seed}.npz" for part in ("calibration", f"validation{more}"))
     if all(path.exists() for path in found):
         return found[0], found[1]
     model, terminal = float_network(str(flags.shared / "data/models" / file)), Terminal(seed=seed)
@@ -92,11 +94,13 @@ def images_of(network: str, seed: int, flags: Any) -> tuple[Path, Path]:
     if folder == "cifar10":
         calibration = calibration.limited(CALIBRATION[folder], seed)
         names = {Path(name).name for name in data_for(model, str(data / "calib"), terminal).names}
-        others = data_for(model, str(data / "train.zip"), terminal, limit=VALIDATION + VALIDATION // 10)
-        kept = [i for i, name in enumerate(others.names) if Path(name).name not in names][:VALIDATION]
+        others = data_for(model, str(data / "train.zip"), terminal, limit=validation + validation // 10)
+        kept = [i for i, name in enumerate(others.names) if Path(name).name not in names][:validation]
     else:
         calibration, others = calibration.halved(seed)
         kept = list(range(len(others)))
+    if len(kept) != validation:
+        raise SystemExit(f"{network}: there are {len(kept)} images to score on, and {validation} are asked for")
     for path, batches, rows in ((found[0], calibration, None), (found[1], others, kept)):
         arrays = {key: np.concatenate([b.inputs[key][: b.valid] for b in batches]) for key in batches.specs}
         labels = batches.require_labels()
@@ -112,7 +116,7 @@ def searching(key: dict[str, Any], flags: Any, **aim: Any) -> Searching:
     """A search on a network, in the folder of its seed."""
     network, seed, recipe, space = (key[name] for name in ("network", "seed", "recipe", "space"))
     file, folder = NETWORKS[network]
-    calibration, validation = images_of(network, seed, flags)
+    calibration, validation = images_of(network, seed, aim.pop("images", VALIDATION), flags)
     path = flags.work / f"{recipe.replace(' ', '-')}.yaml"
     steps = ["fold_batchnorm", {"equalize": {"relu6": "widen"}, "when": "depthwise or per_tensor"}, "place",
              {"calibrate": {"activations": "mse", "weights": "mse"}}, *RECIPES[recipe]]  # fmt: skip
@@ -162,7 +166,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     fresh = [point for point in front.points if (point.folder / "evaluation.json").stat().st_mtime >= began]
     made = sum(point.found["seconds"] for point in fresh)  # what a run before made took no time in this one
     searched = next(point for point in reversed(by_time(front)) if point.kind == "search")
-    chosen = front.best if key["method"].endswith(("judged", "polished")) else searched
+    chosen = front.best if key["method"].split(", ")[-1] == "judged" or "polish" in aim else searched
     return row_of(chosen, key, time.perf_counter() - start - made) | {"met": front.met}
 
 

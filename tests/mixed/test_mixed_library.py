@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -15,11 +16,14 @@ from bitwright.deploy.writer import write
 from bitwright.errors import InputError
 from bitwright.execute.program import Program
 from bitwright.mixed.board import LibraryBoard
-from bitwright.mixed.library import Library, needed, stock
+from bitwright.mixed.library import Library, needed, stock, weight_site
+from bitwright.mixed.space import Space
 from bitwright.pipeline import State
 from bitwright.plan.plan import Plan
 from bitwright.plan.spec import Derived
 from bitwright.ptq.programs import float_program, simulated_program
+from bitwright.verbs.stocking import Placing, Shelf, library_of
+from bitwright.verbs.terminal import Terminal
 
 Libraries = Callable[..., Library]
 Images = Callable[..., Batches]
@@ -97,6 +101,33 @@ def test_a_library_takes_one_network_a_width(library: Libraries) -> None:
     both = library("small_residual", (4, 2), (8, 4)).space
     assert len(needed(both)) == 3  # W4A8, then A4, then W2; nothing new in W2A4
     assert len(needed(library("small_inverted_residual", (7, 4, 2)).space)) == 3
+
+
+def test_a_library_that_is_kept_goes_on_when_the_last_digits_of_a_run_are_others(
+    float_model: Callable[[str], ir.Model], spaced: Callable[..., tuple[State, Space]], library: Libraries,
+    images: Images, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Another number of threads adds up in another order, and what equalization measures is another number."""
+    network, widths, terminal = "small_inverted_residual", (7, 4, 2), Terminal()
+    base, space = spaced(network, widths)
+    model, batches, shelf = float_model(network), images(network), Shelf(tmp_path, "of this test")
+    placing = Placing(target="onnxruntime-x64-avx2", set=(), bits_of_ends=None, recipe="closed-form", settings={})
+    found = library_of(model, batches, placing, base, space, shelf, terminal)
+    assert same(found, library(network, widths))  # every width from the float network on
+    gone = shelf.path("library", found.plan([1] * len(space.groups)).dumps(), ".pt")
+    gone.unlink()
+    weights = [weight_site(p.region.weight) for each in space.products.values() for p in each]
+    digits = {name: base.tensor(name) * (1 + 1e-6) for name in weights}
+    again = library_of(model, batches, placing, base.but(overlay={**base.overlay, **digits}), space, shelf, terminal)
+    assert gone.exists() and same(again, found)
+
+
+def same(one: Library, other: Library) -> bool:
+    """Code for code."""
+    return one.weights.keys() == other.weights.keys() and all(
+        torch.equal(*(each.weights[site, bits].values(each.state.tensor(site)) for each in (one, other)))
+        for site, bits in one.weights
+    )
 
 
 def test_weights_that_depend_on_the_width_before_rounding_are_refused(

@@ -1,7 +1,8 @@
 """What a search starts from: the placed network, its groups, and a library of them that is kept on disk.
 
 What is kept is named by what it was made from: network, images, recipe, target, widths and version. What was made from
-anything else stays where it is and is not used.
+anything else stays where it is and is not used. The network that is placed and not rounded yet is kept too: all widths
+start from one, whatever the last digits of a run that goes on with them are.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from bitwright.data.batches import Batches
 from bitwright.errors import InputError, first_line
 from bitwright.mixed.library import Library, needed, stock
 from bitwright.mixed.space import Space, space_of
-from bitwright.pipeline import State, Step, run_chain
+from bitwright.pipeline import BatchNorm, State, Step, run_chain
 from bitwright.plan.encoding import from_plain, to_plain
 from bitwright.plan.plan import Plan
 from bitwright.recipes.recipe import load_recipe
 from bitwright.verbs.preparing import digest_of
-from bitwright.verbs.quantized import model_bytes, run_recipe, steps_of
+from bitwright.verbs.quantized import model_bytes, steps_of
 from bitwright.verbs.terminal import Terminal
+
+#: Of a state, what batch norms that were folded say of a layer; equalization rescales it.
+STATISTICS = ("batchnorm", "input_batchnorm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,21 +136,28 @@ def library_of(
 ) -> Library:
     """Every group at every width, from the shelf where it is there; a file that cannot be read is made anew."""
     recipe = load_recipe(placing.recipe)
+    assert base.plan is not None
+    path = shelf.path("placed", base.plan.dumps(), ".pt")
+    kept = _read(path, base, base.plan, terminal)
+    if kept is None:
+        _write(path, base)
+    placed = kept or base
 
     def quantized(plan: Plan) -> State:
         path = shelf.path("library", plan.dumps(), ".pt")
-        kept = _read(path, base, plan, terminal)
-        if kept is None:
-            kept = run_recipe(
+        found = _read(path, placed, plan, terminal)
+        if found is None:
+            steps = steps_of(
                 network, batches, recipe, placing.settings, Terminal(seed=terminal.seed), target=placing.target,
                 set=(), ends=None, plan=plan,
-            ).state  # fmt: skip
-            _write(path, kept)
+            )  # fmt: skip
+            found = run_chain(steps[len(_until_placed(steps, placing.recipe)) :], placed.but(plan=plan), batches)
+            _write(path, found)
         advance(1)
-        return kept
+        return found
 
     with terminal.progress("calibrate each width", len(needed(space))) as advance:
-        return stock(space, base, quantized)
+        return stock(space, placed, quantized)
 
 
 def origin_of(network: ir.Model, batches: Batches, placing: Placing, seed: int) -> str:
@@ -179,15 +190,21 @@ def _read(path: Path, base: State, plan: Plan, terminal: Terminal) -> State | No
         content = torch.load(path, weights_only=True)
         encodings = {site: from_plain(entry, site) for site, entry in content["encodings"].items()}
         overlay, facts = content["overlay"], frozenset(content["facts"])
+        statistics = {
+            key: {weight: BatchNorm(**found) for weight, found in content[key].items()} for key in STATISTICS
+        }
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, UnpicklingError) as error:
         terminal.note(f"note: {path} cannot be read ({first_line(error)}): made anew")
         return None
-    return base.but(plan=plan, encodings=encodings, overlay=overlay, facts=facts)
+    return base.but(plan=plan, encodings=encodings, overlay=overlay, facts=facts, **statistics)
 
 
 def _write(path: Path, state: State) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     encodings = {site: to_plain(encoding) for site, encoding in state.encodings.items()}
-    torch.save({"encodings": encodings, "overlay": dict(state.overlay), "facts": sorted(state.facts)}, part)
+    statistics = {key: {weight: vars(found) for weight, found in getattr(state, key).items()} for key in STATISTICS}
+    torch.save(
+        {"encodings": encodings, "overlay": dict(state.overlay), "facts": sorted(state.facts), **statistics}, part
+    )
     os.replace(part, path)
