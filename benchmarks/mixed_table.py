@@ -76,7 +76,7 @@ RECIPES: dict[str, list[Any]] = {
 #: Of timing.
 ROUNDS = 9
 #: Images of a search: to calibrate with, and to score on if a method does not say how many (`images`). Of those of
-#: CIFAR-10 to score on fewer are left, 900 of 1000 and 4500 of 5000: names that an image to calibrate with has are out.
+#: CIFAR-10 to score on fewer are left, 900 of 1000 and 4500 of 5000: names of images to calibrate with are out.
 CALIBRATION, VALIDATION = {"cifar10": 512, "tiny-imagenet": 1000}, 1000
 COLUMNS = ["network", "space", "recipe", "bits", "method", "seed", "mean_bits", "served", "drop", "low", "high",
            "size", "bops", "seconds"]  # fmt: skip
