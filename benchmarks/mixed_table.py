@@ -72,6 +72,7 @@ RECIPES: dict[str, list[Any]] = {
     "closed form": [{"gptq": {"most_bits": 8, "inputs": "quantized"}}],
     "adaquant": ["adaquant"],
     "adaround": [{"adaround": {"iterations": 2000}}],
+    "pd-quant": [{"pd_quant": {"iterations": 500, "correction": 100}}],
 }
 #: Of timing.
 ROUNDS = 9
