@@ -105,7 +105,7 @@ def found_front(searching: Searching) -> Front:
         InputError: bounds that cannot be met by any choice of widths, or what `quantize` refuses.
         UnsupportedError: a width that the target lacks.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     if searching.images.same:
         searching.terminal.note("note: points are measured on the calibration images; give --eval-data for others")
     searching.prepare()
@@ -115,7 +115,12 @@ def found_front(searching: Searching) -> Front:
         points = _within(searching, notes)
         if aim.polish:
             fitting = [point.choices for point in points if not searching.excess(point, searching.limits)]
-            found, losses = polished(searching, fitting or [point.choices for point in points])
+            start = fitting or [point.choices for point in points]
+            found, losses = polished(searching, start)
+            notes.append(
+                f"polish: {min(map(losses.__getitem__, start)):.4g} became {losses[found.choices]:.4g}, the least of "
+                f"{len(losses)} networks on the {len(searching.images.judged):,} images that chose it"
+            )
             if found.choices not in {point.choices for point in points}:
                 points += searching.write("search", [found], POLISH)
     elif aim.max_drop is not None:
@@ -137,7 +142,7 @@ def found_front(searching: Searching) -> Front:
         points=tuple(sorted(points, key=lambda point: point.costs[aim.over[0]])), best=best, met=not excess,
         excess=excess, over=aim.over, reference=None if drop is None else drop["reference"],
         float_costs={name: tables[0].reference for name, tables in searching.tables.items()},
-        limits=searching.limits, notes=tuple(notes), seconds=time.perf_counter() - start, folder=searching.folder,
+        limits=searching.limits, notes=tuple(notes), seconds=time.perf_counter() - began, folder=searching.folder,
         searching=searching,
     )  # fmt: skip
 
