@@ -66,7 +66,7 @@ def test_the_best_that_fit_are_run_whole(both: Library, whole: Whole, monkeypatc
     at = middle(both)
     problem = bounded(both, sum((g.choices[c].weight or 0) + (g.choices[c].activation or 0)
                                 for g, c in zip(both.space.groups, at, strict=True)))  # fmt: skip
-    found = near(problem, whole, at)
+    found = near(problem, whole, at, {})
     assert len(found) == 4 and at not in found
     for choices, loss in found.items():
         assert problem.fits(choices) and loss == whole(choices)
@@ -82,7 +82,32 @@ def test_tries_go_where_it_points(both: Library, whole: Whole) -> None:
         tried.append(choices)
         return whole(choices)
 
-    found, lost = refine(problem, problem.assignment(at), measured, 4, lambda choices: near(problem, whole, choices))
+    found, lost = refine(
+        problem, problem.assignment(at), measured, 4, lambda choices, known: near(problem, whole, choices, known)
+    )
     assert tried[0] == at and len(tried) == 4 and lost == min(map(whole, tried)) < whole(at)
-    assert tried[1] == min(of := near(problem, whole, at), key=lambda c: (of[c], c))
+    assert tried[1] == min(of := near(problem, whole, at, {}), key=lambda c: (of[c], c))
     assert found.choices in tried
+
+
+def test_a_move_that_a_library_wrongly_believes_in_is_given_up(both: Library, whole: Whole) -> None:
+    """A recipe that makes one move bad, which the library thinks is the best of all."""
+    at = middle(both)
+    problem = bounded(both, 1e9)
+    of = near(problem, whole, at, {})
+    wrong = min(of, key=lambda c: (of[c], c))
+    g = next(g for g, (c, before) in enumerate(zip(wrong, at, strict=True)) if c != before)
+    known = {at: whole(at), wrong: 9 * whole(at), min(of, key=lambda c: (c[g] == wrong[g], of[c])): whole(at)}
+    left = [choices for choices in of if choices not in known]
+    assert min(left, key=lambda c: (of[c], c))[g] == wrong[g]  # what it would try next, if tries taught nothing
+    taught = near(problem, whole, at, known)
+    assert not known.keys() & taught.keys()
+    assert min(taught, key=lambda c: (taught[c], c))[g] != wrong[g]
+
+
+def test_what_is_foretold_right_is_left_as_it_is(both: Library, whole: Whole) -> None:
+    at = middle(both)
+    problem = bounded(both, 1e9)
+    right = {choices: whole(choices) for choices in list(near(problem, whole, at, {}))[:5]}
+    for choices, loss in near(problem, whole, at, right).items():
+        assert loss == pytest.approx(whole(choices), rel=1e-9)

@@ -125,8 +125,9 @@ def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignme
         problem = searching.bounded()
         best: Choices = min(losses, key=lambda choices: losses[choices])
         found, _ = refine(
-            problem, problem.assignment(best), measured, 1 + aim.polish, lambda choices: near(problem, whole, choices)
-        )
+            problem, problem.assignment(best), measured, 1 + aim.polish,
+            lambda choices, _: near(problem, whole, choices, losses),  # what was written teaches, too
+        )  # fmt: skip
     return found, losses
 
 
