@@ -25,13 +25,17 @@ from bitwright.mixed.near import near
 from bitwright.mixed.problem import Assignment, Choices
 from bitwright.mixed.refine import refine
 from bitwright.mixed.sensitivity import SENSITIVITIES
-from bitwright.mixed.sensitivity.measure import Metric, Whole, check_finite, summed, usual_method
+from bitwright.mixed.sensitivity.measure import Metric, Whole, check_finite, divergence, summed, usual_method
 from bitwright.recipes.recipe import load_recipe
 from bitwright.verbs.preparing import digest_of
 from bitwright.verbs.quantized import model_bytes, run_recipe
 from bitwright.verbs.searching import Searching
 from bitwright.verbs.stocking import Shelf, base_network, library_of, origin_of
 from bitwright.verbs.terminal import Terminal
+
+#: Of the divergence that networks are judged by where they give scores of classes. Divergence as it is, of networks that
+#: are sure of what they say, is that of a few images that are wrong and sure: docs/results/mixed.md.
+TEMPERATURE = 2.0
 
 
 class Made:
@@ -83,6 +87,11 @@ class Made:
         return [torch.from_numpy(values[i][: batch.valid]).double() for i in self.real]
 
 
+def softened(y: Tensor, reference: Tensor, labels: Tensor | None) -> Tensor:
+    """`KL(softmax(reference / T) || softmax(y / T))`, `[images]`, T = `TEMPERATURE`."""
+    return divergence(y / TEMPERATURE, reference / TEMPERATURE)
+
+
 def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignment, Mapping[Choices, float]]:
     """The best of networks that were written and of `aim.polish` more near the best; and the loss of each of them.
 
@@ -96,9 +105,14 @@ def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignme
     aim, images, terminal = searching.aim, searching.images, searching.terminal
     few = images.validation or images.calibration
     method = usual_method(searching.network)
-    metric: Metric = SENSITIVITIES[method].load()().metric
+    metric: Metric = softened if method == "kl" else SENSITIVITIES[method].load()().metric
     shelf, library = _library(searching)
-    described = [method, repr(searching.space.groups), searching.base.plan.dumps() if searching.base.plan else ""]
+    described = [
+        method,
+        TEMPERATURE,
+        repr(searching.space.groups),
+        searching.base.plan.dumps() if searching.base.plan else "",
+    ]
     near_by, of_all = (json.dumps([*described, digest_of(batches)]) for batches in (few, images.judged))
     whole = Whole(library, few, metric, Kept(shelf.path("near", near_by, ".jsonl")))
     made = Made(searching, images.judged, metric, Kept(shelf.path("made", of_all, ".jsonl")))
