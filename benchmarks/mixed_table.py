@@ -59,8 +59,6 @@ METHODS: dict[str, dict[str, Any]] = {
     # What the command does if not told otherwise: of these and of one width the best file, on the calibration images.
     "kl, 32 tries, and adaquant, judged": USUAL,
     # And networks near the best of these, each made by the recipe of points.
-    "kl, 32 tries, and adaquant, 24 polished": {**USUAL, "polish": 24},
-    "kl, 32 tries, and adaquant, 48 polished": {**USUAL, "polish": 48},
     "kl, 32 tries, and adaquant, 24 polished, 4500 images": {**USUAL, "polish": 24, "images": 5000},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},

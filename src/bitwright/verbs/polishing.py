@@ -33,8 +33,8 @@ from bitwright.verbs.searching import Searching
 from bitwright.verbs.stocking import Shelf, base_network, library_of, origin_of
 from bitwright.verbs.terminal import Terminal
 
-#: Of the divergence that networks are judged by where they give scores of classes. Divergence as it is, of networks that
-#: are sure of what they say, is that of a few images that are wrong and sure: docs/results/mixed.md.
+#: Of the divergence by which networks are judged that give scores of classes. At 1 it counts a few images most, on
+#: which one of them is sure and wrong (docs/results/mixed.md).
 TEMPERATURE = 2.0
 
 
