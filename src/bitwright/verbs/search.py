@@ -98,8 +98,8 @@ class Search(GroupFlags):
     )
     polish: int = option(
         0,
-        "networks near the best that was written, each quantized by --recipe and measured on all --val-data, which "
-        "should be thousands of images: slow, for few bits",
+        "networks near the best that was written, each quantized by --recipe and measured on all validation images, "
+        "best some thousands: slow, for few bits",
     )
     recipe: str = option("", "the recipe that points are quantized by; that of --inside if not given")
     eval_data: str = option("", "labelled images to measure points on; --data if not given, which flatters them")
