@@ -166,7 +166,7 @@ def mixed(key: dict[str, Any], uniform: dict[str, Any], flags: Any) -> dict[str,
     fresh = [point for point in front.points if (point.folder / "evaluation.json").stat().st_mtime >= began]
     made = sum(point.found["seconds"] for point in fresh)  # what a run before made took no time in this one
     searched = next(point for point in reversed(by_time(front)) if point.kind == "search")
-    chosen = front.best if key["method"].split(", ")[-1] == "judged" or "polish" in aim else searched
+    chosen = front.best if key["method"].endswith("judged") or "polish" in aim else searched
     return row_of(chosen, key, time.perf_counter() - start - made) | {"met": front.met}
 
 

@@ -76,15 +76,17 @@ def test_the_best_that_fit_are_run_whole(both: Library, whole: Whole, monkeypatc
 def test_tries_go_where_it_points(both: Library, whole: Whole) -> None:
     """By the library itself as what is measured, each try is the best untried one near the best so far."""
     at = middle(both)
-    problem, tried = bounded(both, 1e9), list[Choices]()
+    problem, known = bounded(both, 1e9), dict[Choices, float]()
 
     def measured(choices: Choices) -> float:
-        tried.append(choices)
-        return whole(choices)
+        assert choices not in known
+        known[choices] = whole(choices)
+        return known[choices]
 
     found, lost = refine(
-        problem, problem.assignment(at), measured, 4, lambda choices, known: near(problem, whole, choices, known)
+        problem, problem.assignment(at), measured, 4, lambda choices: near(problem, whole, choices, known)
     )
+    tried = list(known)
     assert tried[0] == at and len(tried) == 4 and lost == min(map(whole, tried)) < whole(at)
     assert tried[1] == min(of := near(problem, whole, at, {}), key=lambda c: (of[c], c))
     assert found.choices in tried

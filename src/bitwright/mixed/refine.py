@@ -24,7 +24,7 @@ from bitwright.mixed.problem import Assignment, Choices, Group, Problem, Width
 
 def refine(
     problem: Problem, start: Assignment, measured: Callable[[Choices], float], tries: int,
-    foretold: Callable[[Choices, Mapping[Choices, float]], Mapping[Choices, float]] | None = None,
+    foretold: Callable[[Choices], Mapping[Choices, float]] | None = None,
 ) -> tuple[Assignment, float]:  # fmt: skip
     """The best assignment of so many tries, and its measured loss; the start is tried first.
 
@@ -33,8 +33,8 @@ def refine(
         start: within the limits.
         measured: loss of the whole network with these choices.
         tries: most measurements.
-        foretold: of the best so far, and of what was measured, what those near it lose that were not tried, instead
-            of what the problem's loss says of those near any that was tried.
+        foretold: of the best so far, what those near it lose, asked anew before each try, instead of what the
+            problem's loss says of those near any that was tried.
 
     Raises:
         InputError: fewer than one try.
@@ -55,7 +55,7 @@ def refine(
     near: dict[Choices, Mapping[Choices, float]] = {}  # what the neighbours of each that was tried may lose
     while len(known) < tries:
         if foretold is not None:
-            near[best] = foretold(best, known)
+            near[best] = foretold(best)
         else:
             near |= {tried: _added_up(problem, tried) for tried in known.keys() - near.keys()}
         own = {best: near[best]}

@@ -140,7 +140,7 @@ def polished(searching: Searching, written: Sequence[Choices]) -> tuple[Assignme
         best: Choices = min(losses, key=lambda choices: losses[choices])
         found, _ = refine(
             problem, problem.assignment(best), measured, 1 + aim.polish,
-            lambda choices, _: near(problem, whole, choices, losses),  # what was written teaches, too
+            lambda choices: near(problem, whole, choices, losses),  # what was written teaches, too
         )  # fmt: skip
     return found, losses
 
