@@ -90,6 +90,15 @@ def test_sizes_of_features_and_their_unit_length() -> None:
             torch.testing.assert_close(e.norm(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize("size", [(16, 16), (8, 12), (6, 6), (7, 5), (4, 4), (2, 2), (1, 1), (4, 2)])
+@pytest.mark.parametrize("pools", [(1, 2, 4), (4, 1), (2, 3), (3,), (2, 2)])
+def test_maps_are_averaged_to_each_size(size: tuple[int, int], pools: tuple[int, ...]) -> None:
+    maps = torch.rand(2, 3, *size, generator=GENERATOR)
+    for d, e in zip(pools, pyramid(maps, pools), strict=True):
+        own = functional.adaptive_avg_pool2d(maps, d).flatten(1)
+        torch.testing.assert_close(e, functional.normalize(own, dim=1))
+
+
 def test_upsampling_weighs_only_the_scales_that_it_interpolates() -> None:
     a, b = torch.rand(2, 1, 3, 6, 6, generator=GENERATOR)
     each, literal = ([x @ y.T for x, y in zip(pyramid(a, (1, 2, 4), how), pyramid(b, (1, 2, 4), how), strict=True)]

@@ -59,13 +59,33 @@ def pyramid(features: Tensor, pools: Sequence[int], fusion: Fusion = "each") -> 
             "msq", f"a layer that gives {list(features.shape)}", "maps [n, channels, y, x] or vectors [n, channels]",
             "another sensitivity",
         )  # fmt: skip
-    pooled = [functional.adaptive_avg_pool2d(features, d) for d in pools]
+    averages = _averages(features, pools)
+    pooled = [averages[d] for d in pools]
     if fusion != "each":
         largest = max(pools)
         pooled = [functional.interpolate(p, size=(largest, largest), mode="bilinear") for p in pooled]
     if fusion == "fused":
         pooled = [torch.cat(pooled, dim=1)]
     return [functional.normalize(p.flatten(1), dim=1) for p in pooled]
+
+
+def _averages(features: Tensor, pools: Sequence[int]) -> dict[int, Tensor]:
+    """`functional.adaptive_avg_pool2d` of each size; a size that divides a larger one averages what that one gave.
+
+    Adaptive pooling of whole maps is as slow as the convolutions of a small network.
+    """
+    found: dict[int, Tensor] = {}
+    source = features
+    for d in sorted(set(pools), reverse=True):
+        (height, width), (rows, columns) = source.shape[2:], features.shape[2:]
+        if height % d == width % d == 0:
+            source = source if height == width == d else functional.avg_pool2d(source, (height // d, width // d))
+            found[d] = source
+        elif d % rows == d % columns == 0:
+            found[d] = functional.interpolate(features, size=(d, d))
+        else:
+            found[d] = functional.adaptive_avg_pool2d(features, d)
+    return found
 
 
 def confidences(probabilities: Tensor, labels: Tensor, of: Confidence = "true") -> Tensor:
@@ -112,8 +132,7 @@ def similarities(e: Tensor, weights: Tensor) -> Tensor:
         >>> similarities(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8], [torch.nan, torch.nan]]))
         tensor([[0.6000,   -inf]])
     """
-    empty = weights.isnan().any(1)
-    return (e @ weights.nan_to_num(0.0).T).masked_fill(empty, -math.inf)
+    return (e @ weights.T).masked_fill(weights[:, 0].isnan(), -math.inf)  # templates are NaN as a whole, or nowhere
 
 
 def entropy(s: Tensor, tau: float = 10.0) -> Tensor:
