@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ import torch
 
 from bitwright.execute.observe import session_of
 from bitwright.execute.program import build
-from bitwright.graph.export import from_module
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
 from bitwright.models import MODELS, example
@@ -23,8 +24,13 @@ from bitwright.models import build as build_network
 from bitwright.models.light import LIGHT, light_model
 
 #: More than ten seconds, of which most go into weights of 240 MB and more.
-LARGE = ("bvlc_alexnet", "zfnet512", "vgg19")
-EVERY_LIGHT = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in LIGHT]
+LARGE = {"bvlc_alexnet", "zfnet512", "vgg19"}
+#: The same blocks as in ResNet-20, more of them; and those of the table's own ResNet-50.
+REPEATED, REPEATED_LIGHT = {"resnet56", "resnet110"}, {"resnet50"}
+
+
+def slow_if(slow: AbstractSet[str], names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 def compare(proto: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> None:
@@ -50,7 +56,7 @@ def compare(proto: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> None:
         assert apart <= 1e-4, f"{name}: {apart:.1e} of the largest value"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_if(REPEATED, MODELS))
 def test_reference_networks(name: str) -> None:
     network = build_network(name)
     if network.input_shape[-1] == 224:
@@ -66,10 +72,10 @@ def test_reference_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["small_squeeze_excite", pytest.param("small_vit", marks=pytest.mark.slow)])
-def test_modules(name: str) -> None:
+def test_modules(name: str, exported: Callable[[str], Path]) -> None:
     """Through the newer exporter, against the module itself too."""
     network = build_network(name)
-    model = from_module(network, example(network))
+    model = ir.load(exported(name))
     x = example(network, batch=3, seed=1)
     compare(ir.to_proto(model), {model.graph.inputs[0].name or "": x.numpy()})
     with torch.no_grad():
@@ -81,7 +87,7 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", EVERY_LIGHT)
+@pytest.mark.parametrize("name", slow_if(LARGE | REPEATED_LIGHT, LIGHT))
 def test_light_networks(name: str) -> None:
     """The files of the onnx package with drawn weights."""
     proto = light_model(name)

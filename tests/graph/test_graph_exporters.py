@@ -25,6 +25,7 @@ LARGE = {"resnet18", "resnet50", "resnet56", "resnet110", "mobilenet_v2"}
 SMALL = [name for name in MODELS if name not in LARGE]
 #: torch.export takes seconds for each network: these have every pattern that it writes in its own way.
 TELLING = {"small_shuffle", "small_vit"}
+pytestmark = pytest.mark.xdist_group("graph_exporters")  # they share what was exported
 
 
 def slow_unless(chosen: Iterable[str], names: Iterable[str]) -> list[Any]:

@@ -10,10 +10,8 @@ import pytest
 import torch
 
 import bitwright as bw
-from bitwright.graph.export import from_module
 from bitwright.graph.normalise import normalise
 from bitwright.graph.open import open_model
-from bitwright.models import build, example
 from bitwright.pipeline import State
 from bitwright.placement.overrides import parse_override
 from bitwright.placement.place import place
@@ -61,9 +59,9 @@ def test_resnet20(root: Path) -> None:
         assert isinstance(spec, Float) and "no layer with weights reads it" in spec.reason, region
 
 
-def test_inverted_residuals() -> None:
+def test_inverted_residuals(exported: Callable[[str], Path]) -> None:
     """A linear bottleneck that the sum alone reads has no quantizer; the sum has, without an activation."""
-    plan = planned(from_module(build("small_inverted_residual"), example("small_inverted_residual")))
+    plan = planned(ir.load(exported("small_inverted_residual")))
     found = {region: widths(plan).get(sites[-1]) for region, sites in plan.regions.items()}
     assert found == {
         "body.0.0": 4, "body.1.conv.0.0": 4, "body.1.conv.1.0": 4, "body.1.conv.2": None, "body.1.Add": 4,

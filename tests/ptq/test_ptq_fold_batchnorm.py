@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -339,12 +340,11 @@ def test_computed_statistics_are_left() -> None:
     assert "BatchNormalization" in ops(folded(opened(nodes, ["N", 3, 4, 4], ["y"], constants | norm)))
 
 
-def test_networks_from_the_table() -> None:
+def test_networks_from_the_table(exported: Callable[[str], Path]) -> None:
     """Whole networks, exported with their batch norms: none is left, and the names of values stay."""
-    from bitwright.graph.export import from_module
-    from bitwright.models import build, example
+    from bitwright.models import example
 
-    model = normalise(from_module(build("small_dense"), example("small_dense")))
+    model = normalise(ir.load(exported("small_dense")))
     state = FoldBatchNorm()(State(model=model, reference=model))
     assert "BatchNormalization" not in ops(state)
     x = {v.name or "": example("small_dense", batch=3).numpy() for v in model.graph.inputs}

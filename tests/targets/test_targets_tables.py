@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 
 import onnx
 import onnx_ir as ir
@@ -89,13 +90,18 @@ def test_rules_are_found_by_kind(target: Target) -> None:
     assert target.rule("NonZero") is None and target.rule("conv") is None
 
 
-def test_every_width_that_a_target_promises_is_placed_and_written(target: Target) -> None:
-    """Weights and activations of each format and width: calibrated, written, checked, read back."""
+@cache
+def two_layers() -> tuple[ir.Model, torch.Tensor]:
+    """A network, which takes a second to export, and images."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
-    network = from_module(
-        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)).eval(), x
-    )
+    layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)
+    return from_module(torch.nn.Sequential(*layers).eval(), x), x
+
+
+def test_every_width_that_a_target_promises_is_placed_and_written(target: Target) -> None:
+    """Weights and activations of each format and width: calibrated, written, checked, read back."""
+    network, x = two_layers()
     promised = [f"W={name}-{bits}" for name, widths in target.weight_packing.items() for bits in widths]
     promised += [f"A={name}-{bits}" for name in target.activation_formats for bits in target.activation_bits]
     for setting in promised:
