@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console, RenderableType
 
 import bitwright.verbs.searching as searching
 from bitwright.errors import UnsupportedError
 from bitwright.verbs.fronts import Front
 from bitwright.verbs.points import PointJob, make_point
+from bitwright.verbs.search_text import told
 
 SCHEMA = json.loads((resources.files("bitwright.verbs") / "schema.json").read_text())
 #: Keys whose values are no result: they differ from run to run.
@@ -187,6 +190,12 @@ def test_impossible_budgets_say_what_can_be_reached(cli: Any, files: Path, copie
     assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before and made == []
 
 
+def printed(what: RenderableType) -> str:
+    console = Console(width=400, file=io.StringIO(), record=True)
+    console.print(what)
+    return console.export_text()
+
+
 QUICKLY = ("--cost", "latency.rounds=5", "--cost", "latency.seconds=0.001")
 
 
@@ -207,7 +216,10 @@ def test_a_latency_is_met_by_what_was_measured(
     foretold = "latency: no choice of widths is foretold to take less than " in ran.err
     assert foretold == (code == 1)
     if code:
+        assert f"(latency <= {share} of float, drop <= " in printed(told(found))
         assert found["excess"]["latency"] == pytest.approx(latency["to_float"] / 0.0001)
+        latency |= {"to_float_low": 0.3, "to_float_high": 0.7}
+        assert f"(latency <= {share} of float at a confidence of 0.95, drop <= " in printed(told(found))
 
 
 # Drops of accuracy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import bitwright as bw
+from bitwright.cost.budget import Budget
 from bitwright.graph.export import from_module
 from bitwright.verbs.fronts import Front, front_of
 
@@ -187,6 +189,25 @@ def test_a_picture_without_accuracy_is_refused(
 def test_a_front_has_no_bounds(bound: dict[str, Any], network: ir.Model, images: dict[str, np.ndarray]) -> None:
     with pytest.raises(bw.InputError, match="and a front has no bounds; expected no bound; use search"):
         bw.pareto(network, images, **bound)
+
+
+@pytest.mark.parametrize(
+    ("high", "confidence", "over"),
+    [(0.45, 0.95, None), (0.6, 0.95, 1.2), (0.6, 0.0, None), (None, 0.95, None)],
+    ids=["certain", "perhaps", "as measured", "no interval"],
+)
+def test_a_relative_latency_holds_at_the_confidence(
+    high: float | None, confidence: float, over: float | None, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.4 of float was measured where 0.5 is allowed; milliseconds of another minute do not count."""
+    timed = dataclasses.replace(front.best, latency={"ms": 9.0, "to_float": 0.4, "to_float_high": high})
+    aim = dataclasses.replace(
+        front.searching.aim, budgets=(Budget(name="latency", value=0.5, relative=True),), confidence=confidence
+    )
+    monkeypatch.setattr(front.searching, "aim", aim)
+    excess = front.searching.excess(timed, {"latency": 1.0})
+    assert excess == ({} if over is None else {"latency": pytest.approx(over)})
+    assert front.searching.cost("latency").confidence == (confidence or 0.95)
 
 
 def test_tries_never_lose_more_than_the_solver_alone(

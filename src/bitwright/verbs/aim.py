@@ -35,7 +35,7 @@ class Aim:
         points: of a front.
         uniform: write the networks of one width for all groups, too.
         max_drop: share of right answers that may be lost, None for any.
-        confidence: at which the drop has to hold.
+        confidence: at which the drop and a latency relative to the float file's have to hold; 0 for what was measured.
     """
 
     method: str = "kl"
@@ -52,6 +52,11 @@ class Aim:
     uniform: bool = False
     max_drop: float | None = None
     confidence: float = 0.95
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """`{cost: bound}` of the budgets that are shares of the float file's."""
+        return {budget.name: budget.value for budget in self.budgets if budget.relative}
 
     @property
     def costs(self) -> tuple[str, ...]:

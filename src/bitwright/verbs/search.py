@@ -82,7 +82,9 @@ class Search(GroupFlags):
     budget: tuple[str, ...] = option((), "a bound, of several at once too: size=1/8, bops=2e9, latency=0.5")
     cost: tuple[str, ...] = option((), "a setting of a cost: bops.accumulation=true, latency.rounds=40")
     max_drop: float = option(0.0, "percentage points of accuracy that may be lost; 0 for any")
-    confidence: float = option(0.95, "at which --max-drop has to hold; 0 for the drop itself")
+    confidence: float = option(
+        0.95, "at which --max-drop and a latency relative to the float file have to hold; 0 for what was measured"
+    )
     over: str = option("size", "the cost that a front is spread over, or two of them: size,bops")
     points: int = option(8, "points of a front")
     uniform: bool = option(False, "write the networks of one width for all layers, too, to compare with")
@@ -141,6 +143,7 @@ def front_json(front: Front, measured_on: str) -> dict[str, Any]:
         "best": front.best.name,
         "excess": dict(front.excess),
         "limits": dict(front.limits),
+        "shares": searching.aim.shares,
         "max_drop": searching.aim.max_drop,
         "confidence": searching.aim.confidence,
         "over": list(front.over),

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from bitwright.verbs.aim import told_cost
+from bitwright.verbs.aim import MEASURED, told_cost
 from bitwright.verbs.tables import columns, facts, percent, points
 
 
@@ -70,8 +70,20 @@ def _latency(row: Mapping[str, Any]) -> str:
     )
 
 
+def _bound(json: Mapping[str, Any], best: Mapping[str, Any], name: str, limit: float) -> str:
+    """A limit; a relative latency, which is held against the float file of the same rounds, as that share."""
+    found = best["latency"]
+    if name != MEASURED or name not in json["shares"] or found is None:
+        return f"{name} <= {told_cost(name, limit)}"
+    certain = json["confidence"] > 0 and found["to_float_high"] is not None
+    return f"{name} <= {json['shares'][name]:g} of float" + (
+        f" at a confidence of {found['confidence']:g}" if certain else ""
+    )
+
+
 def _verdict(json: Mapping[str, Any]) -> str:
-    asked = [f"{name} <= {told_cost(name, limit)}" for name, limit in json["limits"].items()]
+    (best,) = (row for row in json["points"] if row["best"])
+    asked = [_bound(json, best, name, limit) for name, limit in json["limits"].items()]
     if json["max_drop"] is not None:
         asked.append(f"drop <= {100 * json['max_drop']:g} points at a confidence of {json['confidence']:g}")
     if not asked:

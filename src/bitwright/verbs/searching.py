@@ -331,14 +331,16 @@ class Searching:
         """`{cost: measured over limit}` of the costs of a point that are above their limits.
 
         A latency relative to the float file's is held against the float file of the same rounds: a machine that is
-        slower now is slower for both.
+        slower now is slower for both. At a confidence it is the upper end of its interval that is held, where there
+        were rounds enough for one.
         """
-        shares = {budget.name: budget.value for budget in self.aim.budgets if budget.relative}
+        shares = self.aim.shares
         found = {}
         for name, limit in limits.items():
             value, most = point.costs[name], limit
             if name == MEASURED and name in shares and point.latency is not None:
-                value, most = point.latency["to_float"], shares[name]
+                upper = point.latency["to_float_high"] if self.aim.confidence else None
+                value, most = point.latency["to_float"] if upper is None else upper, shares[name]
             if not within(value, most):
                 found[name] = value / most
         return found
@@ -358,6 +360,7 @@ class Searching:
             latency = {
                 "ms": measured.ms, "float_ms": measured.float_ms, "to_float": to_float.ratio,
                 "to_float_low": finite(to_float.low), "to_float_high": finite(to_float.high),  # too few rounds for one
+                "confidence": self.cost(MEASURED).confidence,
                 "predicted_ms": checked.predicted_ms, "predicted_to_float": checked.predicted_to_float,
             }  # fmt: skip
         loss = None if self.loss is None else self.loss.of(choices)
@@ -378,8 +381,9 @@ class Searching:
         return dataclasses.replace(job, folder=str(self.folder / "points" / name))
 
     def cost(self, name: str) -> Any:
-        """A cost with its settings."""
-        return _made(COSTS, name, self.aim.costing.get(name, {}), "cost")
+        """A cost with its settings; the confidence of a latency is that of the search, if not said."""
+        own = {"confidence": self.aim.confidence} if name == MEASURED and self.aim.confidence else {}
+        return _made(COSTS, name, {**own, **self.aim.costing.get(name, {})}, "cost")
 
     def problem(self) -> Problem:
         """Groups, costs and, where the sensitivity has one, the loss; without limits."""
