@@ -16,6 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,8 @@ BLOCK = re.compile(
 )
 LANGUAGES = {"create": ("python",), "edit": ("diff",), "show": ("console", "pycon")}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+#: Has imported what takes seconds.
+FORKED = Path(__file__).with_name("forked.py")
 #: What `.venv/bin` holds, by name.
 COMMANDS = {"python": "", "pytest": "-m pytest", "bitwright": "-m bitwright"}
 
@@ -106,17 +110,28 @@ def carry_out(step: Step, folder: Path) -> None:
             assert same, f"$ {command}expected\n{expected}\nfound\n{found}"
 
 
-def commands_in(folder: Path) -> None:
-    """The commands of `.venv/bin`, with this interpreter."""
+def commands_in(folder: Path, interpreter: str) -> None:
+    """The commands of `.venv/bin`."""
     binaries = folder / ".venv" / "bin"
     binaries.mkdir(parents=True)
     for name, module in COMMANDS.items():
-        (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        (binaries / name).write_text(f'#!/bin/sh\nexec {interpreter} {module} "$@"\n')
         (binaries / name).chmod(0o755)
 
 
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[str]:
+    """This interpreter, which has imported the libraries already."""
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/socket"
+        server = subprocess.Popen([sys.executable, FORKED, socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with server:
+            assert server.stdin and server.stdout and server.stdout.readline() == b"ready\n"
+            yield f'"{sys.executable}" -IS "{FORKED}" "{socket}"'
+
+
 @pytest.fixture
-def project(tmp_path: Path, exported_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, exported_folder: Path, interpreter: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what the steps touch, with its compiled modules, which then need not be compiled again.
 
     Nor are networks exported again by the tests that a page runs.
@@ -127,7 +142,7 @@ def project(tmp_path: Path, exported_folder: Path, monkeypatch: pytest.MonkeyPat
         # A module is compiled into a file of another name, which is gone a moment later.
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    commands_in(folder)
+    commands_in(folder, interpreter)
     return folder
 
 
@@ -203,15 +218,15 @@ def shown(language: str, text: str) -> Step:
         (Step(kind="create", path="a.py", language="python", text="A = 2\n"), "a.py is there already"),
     ],
 )
-def test_a_step_that_fails_is_noticed(step: Step, told: str, tmp_path: Path) -> None:
-    commands_in(tmp_path)
+def test_a_step_that_fails_is_noticed(step: Step, told: str, interpreter: str, tmp_path: Path) -> None:
+    commands_in(tmp_path, interpreter)
     (tmp_path / "a.py").write_text("A = 1\n")
     with pytest.raises(AssertionError, match=told):
         carry_out(step, tmp_path)
 
 
-def test_steps_that_work(tmp_path: Path) -> None:
-    commands_in(tmp_path)
+def test_steps_that_work(interpreter: str, tmp_path: Path) -> None:
+    commands_in(tmp_path, interpreter)
     (tmp_path / "src").mkdir()
     carry_out(Step(kind="create", path="src/a.py", language="python", text="A = 1\n"), tmp_path)
     carry_out(Step(kind="edit", path="src/a.py", language="diff", text="-A = 1\n+A = 2\n"), tmp_path)
