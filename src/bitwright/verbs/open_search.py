@@ -115,7 +115,7 @@ def open_search(
         budget: bounds, `"size=1/8"`.
         costs: settings of costs, `"bops.accumulation=true"`.
         max_drop: percentage points of accuracy that may be lost; 0 for any.
-        confidence: at which that has to hold.
+        confidence: at which that and a latency relative to the float file have to hold; 0 for what was measured.
         over: cost that a front is spread over, or two of them.
         points: of a front.
         uniform: write the networks of one width for all groups, too.

@@ -355,12 +355,13 @@ class Searching:
         }
         latency = None
         if MEASURED in self.tables:
-            checked = self.cost(MEASURED).check(self.library.network(choices), self.tables[MEASURED], widths)
+            cost = self.cost(MEASURED)
+            checked = cost.check(self.library.network(choices), self.tables[MEASURED], widths)
             measured, to_float = checked.measured, checked.measured.to_float
             latency = {
                 "ms": measured.ms, "float_ms": measured.float_ms, "to_float": to_float.ratio,
                 "to_float_low": finite(to_float.low), "to_float_high": finite(to_float.high),  # too few rounds for one
-                "confidence": self.cost(MEASURED).confidence,
+                "confidence": cost.confidence,
                 "predicted_ms": checked.predicted_ms, "predicted_to_float": checked.predicted_to_float,
             }  # fmt: skip
         loss = None if self.loss is None else self.loss.of(choices)
