@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from bitwright.cost.workload import FLOAT
 from bitwright.errors import InputError
 from bitwright.mixed.problem import Additive, Choices, Group, Problem, Width
-from bitwright.mixed.solvers.greedy import Greedy, Step, lowered
+from bitwright.mixed.solvers.greedy import Greedy, Step, down, lowered, steps_down
 from bitwright.mixed.solvers.milp import Milp
 
 Draw = Callable[..., Problem]
@@ -61,6 +63,19 @@ def test_sizes_fall_by_one_step_of_one_group_and_a_seed_gives_the_same_again() -
         assert after.costs["size"] < before.costs["size"]
         moves = [b - a for a, b in zip(before.choices, after.choices, strict=True)]
         assert sorted(moves) == [0, 0, 0, 1] and moves[after.group or 0] == 1
+
+
+def test_apart_no_step_widens_anything_and_the_wider_of_weight_and_activation_goes_first() -> None:
+    bits = sorted(((w, a) for w in (7, 6, 5, 4, 3, 2, 1) for a in (7, 4, 3, 2)), key=lambda pair: -math.prod(pair))
+    pairs = [Width(w, a) for w, a in bits]
+    groups = [Group(name=name, choices=tuple(pairs), parameters=n) for name, n in (("a", 10), ("b", 20))]
+    size = {"size": Additive(values=tuple(tuple(float(g.parameters * w) for w, _ in bits) for g in groups))}
+    steps = list(lowered(groups, size, {}, equal))
+    chain = ["W7A7", "W6A7", "W6A4", "W5A4", "W4A4", "W3A4", "W3A3", "W2A3", "W2A2", "W1A2"]
+    for g in (0, 1):
+        assert list(dict.fromkeys(str(pairs[step.choices[g]]) for step in steps)) == chain
+    assert len(steps) == 1 + 2 * steps_down(pairs) == 1 + 2 * (len(chain) - 1)
+    assert down(pairs, len(pairs) - 1) is None and down([Width(FLOAT, 8), Width(8, 8), Width(8, 4)], 0) == 1
 
 
 def test_fixed_groups_stay_and_their_scores_do_not_matter() -> None:

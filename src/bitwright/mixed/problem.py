@@ -70,7 +70,7 @@ class Group:
 
     Attributes:
         name: unique in its problem.
-        choices: what it can have, from the first down to the last one, which is the order of `lowered`.
+        choices: what it can have; where a walk begins, at the first.
         parameters: weights of its layers.
 
     Example:

@@ -57,7 +57,7 @@ from bitwright.mixed.sensitivity.imprinting import (
 )
 from bitwright.mixed.sensitivity.measure import check_finite, scores_output
 from bitwright.mixed.sensitivity.points import of_groups, points, tied
-from bitwright.mixed.solvers.greedy import Step, lowered
+from bitwright.mixed.solvers.greedy import Step, lowered, steps_down
 from bitwright.mixed.space import Space
 from bitwright.pipeline import Progress, State
 
@@ -130,7 +130,7 @@ class Msq:
 
     def passes(self, space: Space) -> float:
         """One for the float network, one for each step down to the last choice of all groups."""
-        return 1 + sum(len(group.choices) - 1 for group in space.groups)
+        return 1 + sum(steps_down(group.choices) for group in space.groups)
 
     def differences(self, accuracies: Sequence[float]) -> tuple[float, ...]:
         """What each layer from the second on adds, N - 1 numbers."""

@@ -2,7 +2,9 @@
 
 `lowered` is the loop of MSQ's algorithm 1: all groups at their first choice; the groups are scored, and the one with
 the smallest score goes one choice down; then all are scored again, in the network as it is now. In MSQ the score is
-how much a layer changes what the features tell, `|Acc_i - Acc_(i-1)|`.
+how much a layer changes what the features tell, `|Acc_i - Acc_(i-1)|`. One choice down is one bit of weight and
+activation in the paper; where the two have widths apart, the wider goes down first (`down`), so that no step widens
+anything.
 
 `Greedy` has losses that were measured once and add up. Its next step is the one of the least
 
@@ -36,6 +38,7 @@ from bitwright.mixed.problem import (
     Group,
     Problem,
     Solution,
+    Width,
     within,
 )
 
@@ -60,6 +63,49 @@ class Step:
     scores: tuple[float, ...] = ()
 
 
+def down(choices: Sequence[Width], at: int) -> int | None:
+    """The next choice below one: as wide or narrower in weight and activation, the wider of the two going first.
+
+    Args:
+        choices: of a group.
+        at: index of the one to go down from.
+
+    Returns:
+        The index of the widest that is below; of those that are not below each other the one whose wider width is
+        least, then the one that takes least, then the one of the narrower weight; None if none is below.
+
+    Example:
+        >>> choices = [Width(w, a) for w in (8, 4, 2) for a in (8, 4)]
+        >>> at, walk = 0, []
+        >>> while at is not None:
+        ...     walk.append(str(choices[at]))
+        ...     at = down(choices, at)
+        >>> walk
+        ['W8A8', 'W4A8', 'W4A4', 'W2A4']
+    """
+    widths = [(width.weight or 0, width.activation or 0) for width in choices]
+
+    def under(this: tuple[int, int], that: tuple[int, int]) -> bool:
+        return this != that and this[0] <= that[0] and this[1] <= that[1]
+
+    below = [c for c, width in enumerate(widths) if under(width, widths[at])]
+    highest = [c for c in below if not any(under(widths[c], widths[other]) for other in below)]
+    return min(highest, key=lambda c: (max(widths[c]), -math.prod(widths[c]), widths[c]), default=None)
+
+
+def steps_down(choices: Sequence[Width]) -> int:
+    """How often a group can go down from its first choice.
+
+    Example:
+        >>> steps_down([Width(w, a) for w in (8, 4, 2) for a in (8, 4)])
+        3
+    """
+    count, at = 0, down(choices, 0)
+    while at is not None:
+        count, at = count + 1, down(choices, at)
+    return count
+
+
 def lowered(
     groups: Sequence[Group],
     costs: Mapping[str, Additive],
@@ -74,7 +120,7 @@ def lowered(
     A step is given as soon as it is made, so that a long run can be kept, and gone on with from `start`.
 
     Args:
-        groups: their choices in the order in which they are lowered.
+        groups: what is lowered, each by `down`.
         costs: told of each step; those with a limit end the loop.
         limits: cost -> the most that it may be; with none, all groups are lowered to the end.
         scores: called once a step, with the choices so far; one number a group, those of `fixed` groups unused.
@@ -88,7 +134,6 @@ def lowered(
         InputError: a fixed group that is not there, a limit without its cost, scores that are not one a group, or NaN.
 
     Example:
-        >>> from bitwright.mixed.problem import Width
         >>> groups = [Group(name=name, choices=(Width(8, 8), Width(4, 4)), parameters=10) for name in ("a", "b")]
         >>> size = Additive(values=((80.0, 40.0), (80.0, 40.0)))
         >>> [step.choices for step in lowered(groups, {"size": size}, {"size": 100.0}, lambda choices: [0.2, 0.1])]
@@ -105,16 +150,17 @@ def lowered(
     step = Step(choices=choices, costs={name: cost.of(choices) for name, cost in costs.items()})
     yield step
     while not all(within(step.costs[name], limit) for name, limit in limits.items()) or not limits:
-        free = [
-            g for g, group in enumerate(groups) if group.name not in fixed and step.choices[g] + 1 < len(group.choices)
-        ]
-        if not free:
+        next_down = {
+            g: there for g, group in enumerate(groups)
+            if group.name not in fixed and (there := down(group.choices, step.choices[g])) is not None
+        }  # fmt: skip
+        if not next_down:
             return
         found = tuple(float(score) for score in scores(step.choices))
-        if len(found) != len(groups) or any(math.isnan(found[g]) for g in free):
+        if len(found) != len(groups) or any(math.isnan(found[g]) for g in next_down):
             raise InputError("scores", f"{len(found)} values {found}", f"{len(groups)} numbers, one a group")
-        lowest = min(free, key=lambda g: (found[g], -groups[g].parameters, g))
-        choices = _with(step.choices, lowest, step.choices[lowest] + 1)
+        lowest = min(next_down, key=lambda g: (found[g], -groups[g].parameters, g))
+        choices = _with(step.choices, lowest, next_down[lowest])
         step = Step(
             choices=choices, costs={name: cost.of(choices) for name, cost in costs.items()}, group=lowest, scores=found
         )
@@ -128,7 +174,6 @@ class Greedy:
     It has one pass and proves nothing; `points` are its steps. A step that brings a cost above its limit is none.
 
     Example:
-        >>> from bitwright.mixed.problem import Width
         >>> groups = tuple(Group(name=name, choices=(Width(8, 8), Width(4, 4))) for name in ("a", "b"))
         >>> loss, size = Additive(values=((0.0, 1.0), (0.0, 2.0))), Additive(values=((8.0, 4.0), (80.0, 40.0)))
         >>> found = Greedy()(Problem(groups=groups, loss=loss, costs={"size": size}, limits={"size": 50.0}))
