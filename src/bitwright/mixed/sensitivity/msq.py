@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
@@ -43,6 +44,7 @@ from bitwright.mixed.board import LibraryBoard
 from bitwright.mixed.kept import Kept
 from bitwright.mixed.library import Library
 from bitwright.mixed.problem import Additive, Choices
+from bitwright.mixed.rerun import Rerun
 from bitwright.mixed.sensitivity.imprinting import (
     Confidence,
     Fusion,
@@ -60,6 +62,7 @@ from bitwright.mixed.sensitivity.points import of_groups, points, tied
 from bitwright.mixed.solvers.greedy import Step, lowered, steps_down
 from bitwright.mixed.space import Space
 from bitwright.pipeline import Progress, State
+from bitwright.ptq.reconstruct.method import bytes_of
 
 #: Decimals of a difference of accuracies; one image of a million is 1e-6.
 DIGITS = 9
@@ -95,6 +98,8 @@ class Msq:
         signed: `Diff_i = Acc_i - Acc_(i-1)`.
         augment: calibration images are cut out anew and mirrored by chance, in each step in the same way.
         seed: of `augment`.
+        memory: bytes, as `2GiB`, of activations that are kept so that a step begins where it differs from the one
+            before; no bound if empty. It changes no result.
 
     Raises:
         InputError: a setting out of its range.
@@ -112,6 +117,7 @@ class Msq:
     signed: bool = False
     augment: bool = False
     seed: int = 0
+    memory: str = field(default="2GiB", repr=False)  # what was measured with another bound is the same
 
     needs_labels: ClassVar[bool] = True
 
@@ -123,6 +129,7 @@ class Msq:
         for name, known in (("weighting", Weighting), ("fusion", Fusion), ("confidence", Confidence)):
             if getattr(self, name) not in get_args(known):
                 raise InputError(f"msq.{name}", f"is {getattr(self, name)!r}", " or ".join(get_args(known)))
+        bytes_of(self.memory, "msq.memory")
 
     def ties(self, state: State) -> list[tuple[str, ...]]:
         """The last layer of a block and the convolution of its shortcut have the same bits."""
@@ -194,8 +201,11 @@ class Classifiers:
         logits = library.state.model.graph.outputs[scores_output(library.state.model)]
         self._gives_probabilities = getattr(logits.producer(), "op_type", "") == "Softmax"
         self.board = LibraryBoard(library, outputs=[*(point.feature for point in self.points), logits.name or ""])
+        memory = bytes_of(msq.memory, "msq.memory")
+        self.rerun = Rerun(self.board, len(calibration) + len(validation), math.inf if memory is None else memory)
         self._confidences: list[Tensor] = []
         self._classes = 0
+        self._right = np.zeros((2, len(self.points)))
 
     def measure(self, choices: Choices | None) -> Accuracies:
         """Accuracies with these choices, None for the float network: templates of the calibration images, answers to
@@ -209,63 +219,77 @@ class Classifiers:
         if not self._confidences:
             self.board.turn(in_float, rest=False)
             self._confidences = [self._confidence(batch, i) for i, batch in enumerate(self.calibration)]
-        self.board.turn(in_float if choices is None else choices, rest=choices is not None)
+        self.rerun.turn(in_float if choices is None else choices, rest=choices is not None)
         weights = self._imprinted()
-        right = np.zeros((2, len(self.points)))
+        right = {i: [0] * len(get_args(Weighting)) for i in weights}
         own = 0
-        for batch in self.validation:
-            features, logits = self._run(batch)
+        for number, batch in enumerate(self.validation):
+            features, logits = self._features(batch, ("validation", number))
             labels = _labels(batch)
             self._check(logits, labels, self.validation)
-            for i, (scales, of_layer) in enumerate(zip(features, weights, strict=True)):
-                s = [similarities(e, w) for e, w in zip(scales, of_layer, strict=True)]
+            for i, scales in features.items():
+                s = [similarities(e, w) for e, w in zip(scales, weights[i], strict=True)]
                 for row, weighting in enumerate(get_args(Weighting)):
-                    right[row, i] += int((fused(s, self.msq.tau, weighting).argmax(1) == labels).sum())
+                    right[i][row] += int((fused(s, self.msq.tau, weighting).argmax(1) == labels).sum())
             own += int((logits.argmax(1) == labels).sum())
             self._done(batch)
-        shares = (right / len(self.validation)).tolist()
+        for i, counts in right.items():
+            self._right[:, i] = counts
+        shares = (self._right / len(self.validation)).tolist()
         return Accuracies(printed=tuple(shares[0]), confidence=tuple(shares[1]), network=own / len(self.validation))
 
-    def _imprinted(self) -> list[list[Tensor]]:
-        """Templates of each layer and scale, `[classes, length]`."""
-        sums: list[list[tuple[Tensor, Tensor]]] = []
+    def _imprinted(self) -> dict[int, list[Tensor]]:
+        """Templates `[classes, length]` of each scale by the number of the layer, of layers that are computed anew."""
+        sums: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for number, batch in enumerate(self.calibration):
-            features, _ = self._run(batch, number)
+            features, _ = self._features(batch, ("calibration", number), number)
             pair = self._confidences[number], _labels(batch)
-            new = [[class_sums(e, *pair, self._classes) for e in scales] for scales in features]
-            if not sums:
-                sums = new
-            else:
-                for old, of_layer in zip(sums, new, strict=True):
-                    for (a, total), (b, more) in zip(old, of_layer, strict=True):
-                        a += b
-                        total += more
+            for i, scales in features.items():
+                new = [class_sums(e, *pair, self._classes) for e in scales]
+                for (a, total), (b, more) in zip(sums[i], new, strict=True) if i in sums else ():
+                    a += b
+                    total += more
+                sums.setdefault(i, new)
             self._done(batch)
-        return [[templates(*pair) for pair in of_layer] for of_layer in sums]
+        return {i: [templates(*pair) for pair in of_layer] for i, of_layer in sums.items()}
 
     def _confidence(self, batch: Batch, number: int) -> Tensor:
-        _, logits = self._run(batch, number)
-        labels = _labels(batch)
+        inputs = self._inputs(batch, number)
+        (*features, logits), _ = self.board.run(inputs)
+        for point, x in zip(self.points, features, strict=True):
+            if len(x) != len(next(iter(inputs.values()))):
+                raise UnsupportedError(
+                    "msq", f"layer {point.layer!r}, which gives several rows an image", "maps or one vector an image",
+                    "another sensitivity",
+                )  # fmt: skip
+        logits, labels = logits[: batch.valid], _labels(batch)
         self._classes = logits.shape[1] if logits.ndim == 2 else 0
         self._check(logits, labels, self.calibration)
         self._done(batch)
         probabilities = logits if self._gives_probabilities else logits.softmax(1)
         return confidences(probabilities, labels, self.msq.confidence)
 
-    def _run(self, batch: Batch, number: int | None = None) -> tuple[list[list[Tensor]], Tensor]:
-        """Features of every layer and scale, and the outputs; `number` of a batch that may be augmented."""
+    def _features(
+        self, batch: Batch, name: tuple[str, int], number: int | None = None
+    ) -> tuple[dict[int, list[Tensor]], Tensor]:
+        """Features of every scale by the number of the layer, of layers that are computed anew; and the outputs.
+
+        Args:
+            batch: images.
+            name: by which they are known.
+            number: of a batch that may be augmented.
+        """
+        *features, logits = self.rerun.run(name, self._inputs(batch, number))
+        v, msq = batch.valid, self.msq
+        found = {i: pyramid(x[:v], msq.pools, msq.fusion) for i, x in enumerate(features) if x is not None}
+        assert logits is not None  # the last output is always computed
+        return found, logits[:v]
+
+    def _inputs(self, batch: Batch, number: int | None) -> dict[str, Tensor]:
         inputs = {key: torch.from_numpy(array) for key, array in batch.inputs.items()}
         if self.msq.augment and number is not None:
             inputs = {key: self._augmented(x, number) for key, x in inputs.items()}
-        (*features, logits), _ = self.board.run(inputs)
-        for point, x in zip(self.points, features, strict=True):
-            if len(x) != len(batch.inputs[next(iter(batch.inputs))]):
-                raise UnsupportedError(
-                    "msq", f"layer {point.layer!r}, which gives several rows an image", "maps or one vector an image",
-                    "another sensitivity",
-                )  # fmt: skip
-        v, msq = batch.valid, self.msq
-        return [pyramid(x[:v], msq.pools, msq.fusion) for x in features], logits[:v]
+        return inputs
 
     def _augmented(self, x: Tensor, number: int) -> Tensor:
         if x.ndim != 4:

@@ -84,8 +84,12 @@ class Board:
 
     def unchanged(self, values: Values, group: str) -> Values:
         """What of a run's values does not depend on the switches of a group."""
-        after = self._after[group]
+        after = self.after(group)
         return {node: value for node, value in values.items() if node not in after and node.op != "output"}
+
+    def after(self, group: str) -> Collection[fx.Node]:
+        """The nodes of the program that depend on the switches of a group."""
+        return self._after[group]
 
     def share_after(self, group: str) -> float:
         """Share of the program's nodes that a turn of this group computes again."""
