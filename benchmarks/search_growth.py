@@ -8,7 +8,6 @@ docs/results/search_growth.jsonl and are not measured again; docs/results/search
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,8 +40,6 @@ WIDTHS = (8, 4, 2)
 METHODS: dict[str, dict[str, Any]] = {
     "sqnr": {}, "kl": {}, "zeroq": {}, "hawq": {"samples": 30}, "fisher": {}, "msq": {},
 }  # fmt: skip
-#: Steps of an order that are run beside the first; each runs the same, so the others are told by them.
-STEPS = 4
 COLUMNS = ["network", "method", "groups", "passes", "nodes", "stated", "steps", "images", "seconds"]
 
 
@@ -114,25 +111,17 @@ def work(name: str, library: Library, half: Batches, other: Batches) -> dict[str
     """What a method runs, in passes over its images: those of one half, for an order those of both."""
     sensitivity = lookup(SENSITIVITIES, name, "method").load()(**METHODS[name])
     one, images = one_pass(library, half), len(half)
-    row: dict[str, Any] = {"steps": 0, "of steps": 0}
-    start = time.perf_counter()
-    if isinstance(sensitivity, Ordering):
-        images += len(other)
-        whole = sum(len(group.choices) - 1 for group in library.space.groups)
-        walk = sensitivity.trajectory(library, half, other, {}, {})
-        with counting() as first:  # what is run once, and the first scores
-            list(itertools.islice(walk, 2))
-        with counting() as more:
-            steps = len(list(itertools.islice(walk, STEPS)))
-        flops, nodes = (a + (whole - 1) * b / steps for a, b in ((first.flops, more.flops), (first.nodes, more.nodes)))
-        row = {"steps": 1 + steps, "of steps": whole, "passes of a step": more.flops / steps / one.flops / 2}
-    else:
-        with counting() as found:
+    steps, start = 0, time.perf_counter()
+    with counting() as found:
+        if isinstance(sensitivity, Ordering):
+            images += len(other)
+            steps = len(list(sensitivity.trajectory(library, half, other, {}, {}))) - 1
+        else:
             sensitivity(library, half)
-        flops, nodes = found.flops, found.nodes
     share = images / len(half)
-    return row | {
-        "passes": flops / one.flops / share, "nodes": nodes / one.nodes / share if nodes else None,
+    return {
+        "steps": steps, "passes": found.flops / one.flops / share,
+        "nodes": found.nodes / one.nodes / share if found.nodes else None,
         "stated": sensitivity.passes(library.space), "macs of a pass": one.flops // 2 // len(half),
         "nodes of a pass": one.nodes, "groups": len(library.space.groups), "images": images,
         "seconds": time.perf_counter() - start,
@@ -208,10 +197,10 @@ def told(row: dict[str, Any] | None) -> str:
 
 
 def took(row: dict[str, Any] | None) -> str:
-    """Seconds of one cell, and of how much of it."""
+    """Seconds of one cell, and of how many steps."""
     if row is None:
         return ""
-    part = f", {row['steps']} of {row['of steps']} steps" if row["steps"] else ""
+    part = f", {row['steps']} steps" if row["steps"] else ""
     return f"{row['seconds']:.0f}{part}"
 
 

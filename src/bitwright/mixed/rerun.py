@@ -26,7 +26,7 @@ class Rerun:
     Args:
         board: its switches are turned by nobody else.
         images: how many pass altogether, of all batches.
-        memory: bytes that kept values may take; as many cuts are made as fit.
+        memory: bytes that kept values may take.
     """
 
     def __init__(self, board: LibraryBoard, images: int, memory: float) -> None:
@@ -82,16 +82,26 @@ class Rerun:
         return [node for node in self._nodes[:cut] if node in self._computed and not behind.isdisjoint(node.users)]
 
     def _placed(self, each: Mapping[fx.Node, float]) -> list[int]:
-        """Cuts that fit, evenly over what is computed, each where least is kept; `each`: bytes of an image."""
+        """Cuts that fit and skip most nodes, over turns of each group alone; `each`: bytes of an image.
+
+        Of few to many cuts, evenly over what is computed and each where least is kept, the cheapest that fit.
+        """
         last = self._nodes.index(self._nodes[-1].all_input_nodes[-1])
         places = [i for i in range(1, last + 1) if self._nodes[i] in self._computed]
-        takes = {i: sum(each[node] for node in self._live(i)) for i in places}
-        for count in range(min(MOST_CUTS, len(places)), 0, -1):
+        takes = {i: sum(each[node] for node in self._live(i)) * self.images for i in places}
+        best: list[int] = []
+        for count in range(1, min(MOST_CUTS, len(places)) + 1):
             spans = [places[len(places) * k // count : len(places) * (k + 1) // count] for k in range(count)]
-            cuts = [min(span, key=lambda i: (takes[i], -i)) for span in spans]
-            if sum(takes[cut] for cut in cuts) * self.images <= self.memory:
-                return cuts
-        return []
+            cuts, taken = [], 0.0
+            for cut in sorted((min(span, key=lambda i: (takes[i], -i)) for span in spans), key=lambda i: takes[i]):
+                taken += takes[cut]
+                cuts += [cut] if taken <= self.memory else []
+            best = max(best, sorted(cuts), key=self._skipped)
+        return best
+
+    def _skipped(self, cuts: Sequence[int]) -> int:
+        """Nodes before the last cut that holds, of turns of each group alone."""
+        return sum(max((cut for cut in cuts if cut <= first), default=0) for first in self._first.values())
 
 
 def _computed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
