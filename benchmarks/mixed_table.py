@@ -52,6 +52,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "hawq": {"method": "hawq", "measure": {"samples": 50}, "val_limit": 128},
     "msq": {"method": "msq"},
     "msq, confidence": {"method": "msq", "measure": {"weighting": "confidence"}},
+    # Where its paper is silent or contradicts itself (`bitwright/mixed/sensitivity/msq.py`): the other readings.
+    "msq, signed": {"method": "msq", "measure": {"signed": True}},
+    "msq, fused": {"method": "msq", "measure": {"fusion": "fused"}},
+    "msq, literal": {"method": "msq", "measure": {"fusion": "literal"}},
+    "msq, tau 1": {"method": "msq", "measure": {"tau": 1.0}},
+    "msq, predicted class": {"method": "msq", "measure": {"confidence": "predicted"}},
+    "msq, pools 1 2 3 6": {"method": "msq", "measure": {"pools": (1, 2, 3, 6)}},
+    "msq, augmented": {"method": "msq", "measure": {"augment": True}},
     # The bound of its paper: a sixteenth of the bits of all weights, whatever the file adds to them.
     "msq, 16x in weight bits": {"method": "msq", "budget": ["weights=1/16"]},
     "kl": {"method": "kl", **FEW},
@@ -60,6 +68,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "kl, 32 tries, and adaquant, judged": USUAL,
     # And networks near the best of these, each made by the recipe of points.
     "kl, 32 tries, and adaquant, 24 polished, 4500 images": {**USUAL, "polish": 24, "images": 5000},
+    "kl, 32 tries, and adaquant, 24 polished": {**USUAL, "polish": 24},
     "sqnr": {"method": "sqnr", **FEW},
     "fisher": {"method": "fisher", **FEW},
     "random": {"method": "random"},

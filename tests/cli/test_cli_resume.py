@@ -18,7 +18,7 @@ def command(float_file: Path, assets: Path) -> list[Any]:
 
 def test_what_is_finished_is_not_done_again(cli: Any, command: list[Any], tmp_path: Path) -> None:
     files, kept = [tmp_path / f"{i}.onnx" for i in range(2)], tmp_path / "kept"
-    assert cli(*command, *LEARNED, "--memory", "3GiB", "-o", files[0]).code == 0
+    assert cli(*command, *LEARNED, "--memory", "6GiB", "-o", files[0]).code == 0
     assert cli(*command, *LEARNED, "--resume", kept, "-o", files[1]).code == 0
     units = sorted((kept / "qdrop").glob("unit-*.pt"))
     assert len(units) > 2 and files[0].read_bytes() == files[1].read_bytes()
