@@ -59,19 +59,25 @@ def run(program: Program, given: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_what_is_put_together_is_what_the_recipe_gives(
     network: str, widths: Sequence[tuple[int, ...]], library: Libraries, quantized: Callable[..., State]
 ) -> None:
-    """Code for code and scale for scale: nothing in this recipe knows of the widths of other layers."""
+    """Code for code and scale for scale: nothing in this recipe knows of the widths of other layers.
+
+    Where regions may be in float, fewer values are watched in the float network, and a runtime that fuses what lies
+    between them may give the others another last digit: seen on a processor with AVX-512, not on one without.
+    """
     found = library(network, *widths)
     put = found.network(mixed(found))
     whole = quantized(network, found.plan(mixed(found)), "closed-form")
     assert put.plan == whole.plan and put.encodings.keys() == whole.encodings.keys()
+    some_in_float = any(width.in_float for group in found.space.groups for width in group.choices)
+    digits, step = (1e-6, 1) if some_in_float else (0.0, 0)
     for site, encoding in whole.encodings.items():
-        assert torch.equal(put.encodings[site].scale, encoding.scale), site
+        torch.testing.assert_close(put.encodings[site].scale, encoding.scale, rtol=digits, atol=0.0)
         assert torch.equal(put.encodings[site].zero_point, encoding.zero_point), site
         if site in whole.model.graph.initializers:
-            codes = [state.encodings[site].codes_of(state.tensor(site)) for state in (put, whole)]
-            assert torch.equal(*codes), site
+            codes = [state.encodings[site].codes_of(state.tensor(site)).int() for state in (put, whole)]
+            assert (codes[0] - codes[1]).abs().max() <= step, site
     for name in whole.overlay:
-        assert torch.equal(put.tensor(name), whole.tensor(name)), name
+        torch.testing.assert_close(put.tensor(name), whole.tensor(name), rtol=digits, atol=digits)
 
 
 def test_the_depthwise_network_is_equalized(library: Libraries) -> None:
