@@ -124,7 +124,9 @@ def interpreter() -> Iterator[str]:
     """This interpreter, which has imported the libraries already."""
     with tempfile.TemporaryDirectory() as folder:
         socket = f"{folder}/socket"
-        server = subprocess.Popen([sys.executable, FORKED, socket], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, str(FORKED), socket]
+        one = os.environ | {"OMP_NUM_THREADS": "1"}  # numpy's OpenBLAS starts its threads when it is imported
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=one)
         with server:
             assert server.stdin and server.stdout and server.stdout.readline() == b"ready\n"
             yield f'"{sys.executable}" -IS "{FORKED}" "{socket}"'

@@ -86,7 +86,8 @@ class Rerun:
 
         Of few to many cuts, evenly over what is computed and each where least is kept, the cheapest that fit.
         """
-        last = self._nodes.index(self._nodes[-1].all_input_nodes[-1])
+        given: Any = self._nodes[-1].args[0]
+        last = self._nodes.index(given[-1])
         places = [i for i in range(1, last + 1) if self._nodes[i] in self._computed]
         takes = {i: sum(each[node] for node in self._live(i)) * self.images for i in places}
         best: list[int] = []

@@ -72,7 +72,7 @@ def down(choices: Sequence[Width], at: int) -> int | None:
 
     Returns:
         The index of the widest that is below; of those that are not below each other the one whose wider width is
-        least, then the one that takes least, then the one of the narrower weight; None if none is below.
+        least, then the one of the largest product of both, then of the narrower weight; None if none is below.
 
     Example:
         >>> choices = [Width(w, a) for w in (8, 4, 2) for a in (8, 4)]
