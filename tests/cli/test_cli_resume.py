@@ -43,7 +43,7 @@ def test_flags_of_no_use_and_budgets_that_are_too_small(cli: Any, command: list[
     ran = cli(*command, *LEARNED, "--memory", "3MiB", "-o", output)
     # What is said counts the whole process, which may have done anything before.
     assert ran.code == 2 and not output.exists()
-    least = r"qdrop\.memory: is 3MiB; expected at least [\d.]+[MG]iB, which the process and 1 images"
+    least = r"qdrop\.memory: is 3MiB; expected at least \d+\.\d+GiB, which the process and 1 images"
     assert re.search(least, ran.err)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from bitwright.mixed.board import LibraryBoard
-from bitwright.ptq.diagnosis.switches import Values
+from bitwright.ptq.diagnosis.switches import Values, depending
 
 #: Cuts of a program at most: with sixteen, a turn computes a thirty-second of a pass too much on average.
 MOST_CUTS = 16
@@ -32,14 +32,15 @@ class Rerun:
     def __init__(self, board: LibraryBoard, images: int, memory: float) -> None:
         self.board, self.images, self.memory = board, images, memory
         self._nodes = list(board.program.module.graph.nodes)
-        self._computed = _computed(self._nodes)
+        # The others are constants, and cost nothing.
+        self._computed = depending(self._nodes[:-1], lambda node: node.op == "placeholder")
         place = {node: i for i, node in enumerate(self._nodes)}
         self._first = {
             group.name: min(place[node] for node in board.after(group.name) if node in self._computed)
             for group in board.library.space.groups
         }
         self._at: tuple[list[int | None], bool] | None = None
-        self._cuts: list[int] | None = None
+        self._cuts: dict[int, list[fx.Node]] | None = None
         self._kept: dict[Any, dict[int, Values]] = {}
 
     def turn(self, choices: Sequence[int | None], rest: bool = True) -> None:
@@ -70,10 +71,11 @@ class Rerun:
         outputs, values = self.board.run(inputs, known)
         if self._cuts is None:
             rows = len(next(iter(inputs.values())))
-            self._cuts = self._placed({node: _bytes(values[node]) / rows for node in self._computed})
-        for cut in self._cuts:
+            cuts = self._placed({node: _bytes(values[node]) / rows for node in self._computed})
+            self._cuts = {cut: self._live(cut) for cut in cuts}
+        for cut, live in self._cuts.items():
             if cut > start:
-                kept[cut] = {node: values[node] for node in self._live(cut)}
+                kept[cut] = {node: values[node] for node in live}
         return outputs
 
     def _live(self, cut: int) -> list[fx.Node]:
@@ -103,15 +105,6 @@ class Rerun:
     def _skipped(self, cuts: Sequence[int]) -> int:
         """Nodes before the last cut that holds, of turns of each group alone."""
         return sum(max((cut for cut in cuts if cut <= first), default=0) for first in self._first.values())
-
-
-def _computed(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Nodes that depend on an input: the others are constants, and cost nothing."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        if node.op == "placeholder" or (node.op != "output" and not found.isdisjoint(node.all_input_nodes)):
-            found.add(node)
-    return found
 
 
 def _bytes(value: Any) -> int:

@@ -221,7 +221,7 @@ class Classifiers:
             self._confidences = [self._confidence(batch, i) for i, batch in enumerate(self.calibration)]
         self.rerun.turn(in_float if choices is None else choices, rest=choices is not None)
         weights = self._imprinted()
-        right = {i: [0] * len(get_args(Weighting)) for i in weights}
+        self._right[:, list(weights)] = 0
         own = 0
         for number, batch in enumerate(self.validation):
             features, logits = self._features(batch, ("validation", number))
@@ -230,11 +230,9 @@ class Classifiers:
             for i, scales in features.items():
                 s = [similarities(e, w) for e, w in zip(scales, weights[i], strict=True)]
                 for row, weighting in enumerate(get_args(Weighting)):
-                    right[i][row] += int((fused(s, self.msq.tau, weighting).argmax(1) == labels).sum())
+                    self._right[row, i] += int((fused(s, self.msq.tau, weighting).argmax(1) == labels).sum())
             own += int((logits.argmax(1) == labels).sum())
             self._done(batch)
-        for i, counts in right.items():
-            self._right[:, i] = counts
         shares = (self._right / len(self.validation)).tolist()
         return Accuracies(printed=tuple(shares[0]), confidence=tuple(shares[1]), network=own / len(self.validation))
 

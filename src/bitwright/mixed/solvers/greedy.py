@@ -146,13 +146,14 @@ def lowered(
     for name in limits:
         if name not in costs:
             raise InputError(f"limit of {name!r}", "no such cost", fix=did_you_mean(name, costs))
+    below = [[down(group.choices, c) for c in range(len(group.choices))] for group in groups]
     choices = start if start is not None else (0,) * len(groups)
     step = Step(choices=choices, costs={name: cost.of(choices) for name, cost in costs.items()})
     yield step
     while not all(within(step.costs[name], limit) for name, limit in limits.items()) or not limits:
         next_down = {
             g: there for g, group in enumerate(groups)
-            if group.name not in fixed and (there := down(group.choices, step.choices[g])) is not None
+            if group.name not in fixed and (there := below[g][step.choices[g]]) is not None
         }  # fmt: skip
         if not next_down:
             return

@@ -5,7 +5,7 @@ A run with one switch changed computes again only what comes after that switch; 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,12 +98,20 @@ class Board:
     def _downstream(self, sites: Sequence[str]) -> set[fx.Node]:
         module = self.program.module
         own = {id(self.switches[site]) for site in sites}
-        found: set[fx.Node] = set()
-        for node in module.graph.nodes:
-            is_own = node.op == "call_module" and id(module.get_submodule(str(node.target))) in own
-            if is_own or not found.isdisjoint(node.all_input_nodes):
-                found.add(node)
-        return found
+
+        def is_own(node: fx.Node) -> bool:
+            return node.op == "call_module" and id(module.get_submodule(str(node.target))) in own
+
+        return depending(module.graph.nodes, is_own)
+
+
+def depending(nodes: Iterable[fx.Node], begins: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """Nodes with which something begins, and all that read one of them, however far behind."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if begins(node) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 class Switched(Board):
